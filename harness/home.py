@@ -55,6 +55,10 @@ class Home:
         """The directory of the job of that name."""
         return self.jobs / name
 
+    def logs(self, name: str, attempt: int) -> Path:
+        """Where the log streams of one attempt of the job lie: `<host>.log` and its index."""
+        return self.job(name) / "logs" / str(attempt)
+
     def ensure(self) -> Home:
         """Make the directories and see that they can be written; `self`, so that calls chain.
 

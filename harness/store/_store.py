@@ -121,6 +121,11 @@ class Store:
 
     # ------------------------------------------------------------------ jobs
 
+    def check_free(self, name: str) -> None:
+        """Raise JobExistsError when the name is taken (contract: G35)."""
+        if self._db.execute("SELECT 1 FROM jobs WHERE name = ?", (name,)).fetchone():
+            raise _taken(name)
+
     def create_job(self, spec: Spec, plan: Plan, *, message: str) -> JobRecord:
         """A new job in InProgress/Starting. Raises JobExistsError (contract: G35)."""
         now = time.time()
@@ -150,10 +155,7 @@ class Store:
                     (spec.job_name, now, message),
                 )
         except sqlite3.IntegrityError as error:
-            raise JobExistsError(
-                f"Training job names must be unique: {spec.job_name} exists already"
-                " (names of finished jobs can't be used again); choose another --job-name"
-            ) from error
+            raise _taken(spec.job_name) from error
         return self.job(spec.job_name)
 
     def job(self, name: str) -> JobRecord:
@@ -399,6 +401,13 @@ class Store:
     def release(self, name: str) -> None:
         with self.transaction() as db:
             db.execute("DELETE FROM claims WHERE job = ?", (name,))
+
+
+def _taken(name: str) -> JobExistsError:
+    return JobExistsError(
+        f"Training job names must be unique: {name} exists already"
+        " (names of finished jobs can't be used again); choose another --job-name"
+    )
 
 
 def _record(row: sqlite3.Row, **documents: Any) -> JobRecord:

@@ -1,0 +1,9 @@
+"""The life of a job: its supervisor, its state machine, what it shares with other jobs."""
+
+from __future__ import annotations
+
+from harness.lifecycle._describe import describe
+from harness.lifecycle._owner import owned, recover, spawn
+from harness.lifecycle._supervisor import supervise
+
+__all__ = ["describe", "owned", "recover", "spawn", "supervise"]

@@ -1,0 +1,219 @@
+"""The Downloading phase: what every host finds when it starts, made anew for each attempt."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Final
+
+from harness import contract
+from harness.channels import StagedChannel, extract_source, stage
+from harness.engines.images import standins_path
+from harness.errors import InternalServerError
+from harness.model import Gpu, HostLaunch, Mount
+from harness.objects import ObjectStore
+from harness.store import HostRecord
+
+if TYPE_CHECKING:
+    from harness.lifecycle._supervisor import Supervisor
+
+__all__ = ["Preparation", "Prepared"]
+
+_ML: Final = PurePosixPath("/opt/ml")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """The hosts of one attempt, as they lie on disk."""
+
+    trees: Mapping[str, Path]
+    """Host → what it sees at /opt/ml."""
+    checkpoints: Mapping[str, Path]
+    """Host → what it sees at CheckpointConfig.LocalPath; empty without CheckpointConfig."""
+    gpus: Mapping[str, tuple[Gpu, ...]]
+    logs: Path
+    launches: tuple[HostLaunch, ...] = ()
+    records: tuple[HostRecord, ...] = ()
+
+
+class Preparation:
+    """Makes the hosts' directories; `again` finds those that an earlier supervisor made."""
+
+    def __init__(self, supervisor: Supervisor) -> None:
+        self._job = supervisor
+        self._request = supervisor.request
+        self._hosts = tuple(host.name for host in supervisor.plan.hosts)
+        self._root = supervisor.directory / "hosts"
+
+    def again(self) -> Prepared:
+        """The directories as they are."""
+        trees = {host: self._tree(host) for host in self._hosts}
+        if not all(tree.is_dir() for tree in trees.values()):
+            raise InternalServerError(f"the hosts' directories in {self._root} are gone")
+        return self._prepared({host: () for host in self._hosts})
+
+    def fresh(self, gpus: tuple[Gpu, ...]) -> Prepared:
+        """Everything anew: channels staged, code extracted, checkpoints restored (contract: B9, F12)."""
+        job = self._job
+        shares = self._share(gpus)
+        if self._root.exists():
+            shutil.rmtree(self._root)
+        job._to("Downloading", contract.messages.DOWNLOADING)
+        objects = ObjectStore(job.home.s3)
+        channels = stage(
+            self._request,
+            job.spec.uploads,
+            objects=objects,
+            cache=job.home.cache,
+            job_dir=job.directory,
+            hosts=self._hosts,
+            local=job.spec.local,
+            progress=job.progress,
+            region=job.spec.region,
+            groups={host.name: host.instance_group for host in job.plan.hosts},
+        )
+        for host in self._hosts:
+            self._write_host(host, objects, channels[host])
+        job.store.merge_result(
+            job.name,
+            channels={
+                channel.name: {"files": channel.files, "bytes": channel.size, "reused": channel.reused}
+                for channel in channels[self._hosts[0]]
+            },
+        )
+        prepared = self._prepared(shares)
+        launches = tuple(self._launch(host, prepared, channels[host]) for host in self._hosts)
+        epoch = int(time.time())
+        records = tuple(
+            HostRecord(
+                name=host,
+                stream=f"{job.name}/{host}-{epoch}",  # contract: I2
+                gpus=tuple(gpu.index for gpu in shares[host]),
+            )
+            for host in self._hosts
+        )
+        from harness.lifecycle._artifacts import Artifacts
+
+        Artifacts(job, prepared).checkpoints.restore()
+        return Prepared(
+            trees=prepared.trees,
+            checkpoints=prepared.checkpoints,
+            gpus=prepared.gpus,
+            logs=prepared.logs,
+            launches=launches,
+            records=records,
+        )
+
+    # ----------------------------------------------------------------------- parts
+
+    def _tree(self, host: str) -> Path:
+        return self._root / host / "ml"
+
+    def _scratch(self, host: str) -> Path:
+        return self._root / host / "scratch"
+
+    def _prepared(self, shares: Mapping[str, tuple[Gpu, ...]]) -> Prepared:
+        local_path = contract.checkpoint_path(self._request)
+        checkpoints = (
+            {}
+            if local_path is None
+            else {host: self._checkpoint_dir(host, local_path) for host in self._hosts}
+        )
+        return Prepared(
+            trees={host: self._tree(host) for host in self._hosts},
+            checkpoints=checkpoints,
+            gpus=shares,
+            logs=self._job.logs,
+        )
+
+    def _checkpoint_dir(self, host: str, local_path: PurePosixPath) -> Path:
+        if local_path.is_relative_to(_ML):
+            return self._tree(host) / local_path.relative_to(_ML)
+        return self._root / host / "checkpoints"
+
+    def _share(self, gpus: tuple[Gpu, ...]) -> dict[str, tuple[Gpu, ...]]:
+        """Each host's own GPUs: a GPU is never two hosts'."""
+        shares: dict[str, tuple[Gpu, ...]] = {}
+        taken = 0
+        for host in self._job.plan.hosts:
+            shares[host.name] = gpus[taken : taken + host.gpus]
+            taken += host.gpus
+        return shares
+
+    def _view(self, host: str) -> contract.HostView:
+        return contract.host_view(
+            self._request,
+            host,
+            seed=self._job.name,
+            interface=self._job.plan.network_interface,
+        )
+
+    def _write_host(self, host: str, objects: ObjectStore, channels: Sequence[StagedChannel]) -> None:
+        tree = self._tree(host)
+        tree.mkdir(parents=True)
+        self._scratch(host).mkdir()
+        uri = contract.submit_directory(self._request)
+        if uri is not None:
+            extract_source(uri, objects, tree / "code")
+        contract.write_tree(
+            tree,
+            request=self._request,
+            job_name=self._job.name,
+            host=self._view(host),
+            channels=[
+                contract.ChannelView(
+                    name=channel.name,
+                    mode=channel.mode,
+                    content_type=channel.content_type,
+                    record_wrapper=channel.record_wrapper,
+                    distribution=channel.distribution,
+                    manifest=channel.manifest,
+                )
+                for channel in channels
+            ],
+        )
+
+    def _launch(self, host: str, prepared: Prepared, channels: Sequence[StagedChannel]) -> HostLaunch:
+        job = self._job
+        plan = job.plan
+        sandbox = plan.engine == "sandbox"
+        gpus = prepared.gpus[host]
+        hostname = contract.ec2_hostname(job.name, host, job.spec.region)
+        environment = contract.platform_environment(
+            self._request, job_arn=job.spec.job_arn, region=job.spec.region, hostname=hostname, gpus=len(gpus)
+        )
+        if sandbox:
+            python = plan.python or "python3"
+            image_entrypoint: tuple[str, ...] | None = contract.toolkit_command(python)
+            environment |= {"HARNESS_EXTRA_PATH": str(standins_path())}
+        else:
+            image_entrypoint = None
+        entrypoint, command = contract.command(self._request, image_entrypoint)
+        mounts = [channel.mount for channel in channels]
+        local_path = contract.checkpoint_path(self._request)
+        if local_path is not None and not local_path.is_relative_to(_ML):
+            source = prepared.checkpoints[host]
+            source.mkdir(parents=True, exist_ok=True)
+            mounts.append(Mount(source=source, target=local_path, mode="rw"))
+        return HostLaunch(
+            job_name=job.name,
+            host=host,
+            hosts=self._hosts,
+            hostname=hostname,
+            image=plan.image,
+            entrypoint=entrypoint,
+            command=command,
+            environment=environment,
+            ml=prepared.trees[host],
+            mounts=tuple(mounts),
+            scratch=self._scratch(host),
+            gpus=gpus,
+            shm_bytes=plan.shm_bytes,
+            memory_bytes=plan.memory_bytes,
+            network_isolated=bool(self._request.get("EnableNetworkIsolation", False)),
+            network_interface=plan.network_interface,
+            python=plan.python,
+        )

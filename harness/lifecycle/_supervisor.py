@@ -1,0 +1,351 @@
+"""The state machine of a job, run by the process that owns it.
+
+Starting → Pending → Downloading → Training → Uploading → Completed, Failed or Stopped (contract: G3).
+What a phase needs of an earlier one is on disk or in the store, never only in memory, so a supervisor
+that takes over a dead one's job goes on where the record says it was: hosts of the docker engine live
+on and are attached to; those of the sandbox died with the supervisor, which is our fault and not the
+script's, so the attempt ends as InternalServerError and RetryStrategy may start another (contract: G21).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import shutil
+import sys
+import time
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from harness import contract
+from harness.engines import Engine, Host, open_engine
+from harness.errors import ClientError, InternalServerError, JobError, MachineError
+from harness.home import Home
+from harness.lifecycle._artifacts import Artifacts
+from harness.lifecycle._capacity import try_claim
+from harness.lifecycle._owner import own, recover
+from harness.lifecycle._prepare import Prepared, Preparation
+from harness.lifecycle._watch import StopCause, Verdict, Watch
+from harness.model import ExitStatus, Gpu, Plan, Spec
+from harness.store import Progress, StopRequest, Store, from_json
+
+__all__ = ["supervise"]
+
+_CLAIM_POLL: Final = 0.1
+_RECOVER_EVERY: Final = 2.0
+
+
+def supervise(home: Home, name: str) -> None:
+    """Own the job until it is terminal. Returns at once when another process owns it."""
+    with own(home, name) as mine:
+        if not mine:
+            return
+        with Store(home) as store:
+            Supervisor(home, store, name).run()
+
+
+class _StopAsked(Exception):
+    """Somebody asked to stop the job while it had no hosts."""
+
+    def __init__(self, cause: str) -> None:
+        super().__init__(cause)
+        self.cause = cause
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How the job will end once its outputs are up."""
+
+    status: str
+    secondary: str
+    message: str
+    reason: str | None = None
+    retryable: bool = False
+
+
+_COMPLETED: Final = Outcome(status="Completed", secondary="Completed", message=contract.messages.COMPLETED)
+_STOPPED: Final = {
+    StopCause.USER: Outcome(status="Stopped", secondary="Stopped", message="Training job stopped"),
+    StopCause.MAX_RUNTIME: Outcome(
+        status="Stopped",
+        secondary="MaxRuntimeExceeded",
+        message="Training job runtime exceeded MaxRuntimeInSeconds provided",
+    ),
+    StopCause.MAX_WAIT: Outcome(
+        status="Stopped",
+        secondary="MaxWaitTimeExceeded",
+        message="Training job wait time exceeded MaxWaitTimeInSeconds provided",
+    ),
+}
+
+
+def _failed(error: JobError) -> Outcome:
+    return Outcome(
+        status="Failed",
+        secondary="Failed",
+        message="Training job failed",
+        reason=error.failure_reason,
+        retryable=isinstance(error, InternalServerError),
+    )
+
+
+class Supervisor:
+    """Runs one job. Everything it does is safe to do again after a crash."""
+
+    def __init__(self, home: Home, store: Store, name: str) -> None:
+        self.home = home
+        self.store = store
+        self.name = name
+        record = store.job(name)
+        self.spec = from_json(Spec, record.spec)
+        self.plan = from_json(Plan, record.plan)
+        self.request = self.spec.request
+        self.created = record.created
+        self.directory = home.job(name)
+        self._progress_at = 0.0
+
+    # ------------------------------------------------------------------- the whole
+
+    def run(self) -> None:
+        """Until the job is terminal and nothing of it is left but its results."""
+        if self.store.summary(self.name).ended_for_good:
+            return
+        engine = open_engine(self.plan.engine)
+        while True:
+            outcome = self._attempt(engine)
+            if not (outcome.retryable and self._may_retry()):
+                break
+            self._start_again(outcome)
+        self._finish(engine, outcome)
+
+    def _attempt(self, engine: Engine) -> Outcome:
+        try:
+            if (outcome := self._stored_outcome()) is None:
+                outcome = self._judge(engine, *(self._recorded_end() or self._train(engine)))
+            if outcome.retryable and self._may_retry():
+                return outcome
+            return self._upload(outcome)
+        except _StopAsked as asked:
+            return _STOPPED[asked.cause]
+        except JobError as error:
+            return _failed(error)
+        except Exception as error:
+            traceback.print_exc()
+            sys.stderr.flush()
+            if isinstance(error, MachineError):
+                return _failed(InternalServerError(str(error)))
+            return _failed(
+                InternalServerError(
+                    f"the harness failed: {type(error).__name__}: {error}"
+                    f" (traceback in {self.directory / 'supervisor.log'})"
+                )
+            )
+
+    def _hosts(self, engine: Engine) -> tuple[Prepared, Mapping[str, Host]]:
+        """The running hosts: started now, or those that outlived an earlier supervisor."""
+        preparation = Preparation(self)
+        record = self.store.summary(self.name)
+        if record.secondary_status in ("Training", "Stopping") and self.store.hosts(self.name):
+            prepared = preparation.again()
+            hosts = engine.attach(self.name)
+            if set(hosts) != set(prepared.trees):
+                raise InternalServerError(
+                    "the job's supervisor was killed and its hosts died with it; run it again"
+                )
+            return prepared, hosts
+        engine.close(self.name)
+        gpus = self._acquire()
+        prepared = preparation.fresh(gpus)
+        self._check_stop()
+        self._to("Training", contract.messages.TRAINING, training_start=self._training_start())
+        # Every host's launch is on record before the first one starts: a supervisor that takes over
+        # must know what to look for.
+        self.store.put_hosts(self.name, prepared.records)
+        engine.prepare(prepared.launches)
+        return prepared, {launch.host: engine.start(launch) for launch in prepared.launches}
+
+    def _recorded_end(self) -> tuple[Prepared, Verdict] | None:
+        """The end of hosts that an earlier supervisor saw and recorded, but didn't live to judge."""
+        hosts = self.store.hosts(self.name)
+        if not hosts or any(host.exit_code is None for host in hosts):
+            return None
+        ended = {
+            host.name: ExitStatus(code=host.exit_code or 0, oom_killed=host.oom_killed)
+            for host in sorted(hosts, key=lambda host: not host.exit_code)
+        }
+        stopped = self.store.summary(self.name).stop_request is not StopRequest.NONE
+        cause = StopCause.USER if stopped else self._limit_passed()
+        return Preparation(self).again(), Verdict(ended=ended, cause=cause, killed=False)
+
+    def _train(self, engine: Engine) -> tuple[Prepared, Verdict]:
+        from harness.telemetry import MetricScanner, Sampler
+
+        prepared, hosts = self._hosts(engine)
+        definitions = self.request["AlgorithmSpecification"].get("MetricDefinitions", [])
+        scanner = MetricScanner(definitions)
+        checkpoints = Artifacts(self, prepared).checkpoints
+        verdict = Watch(
+            self.store,
+            self.name,
+            hosts,
+            logs=prepared.logs,
+            scanner=scanner,
+            sampler=Sampler(prepared.trees, prepared.gpus),
+            grace=self.spec.local.stop_grace,
+            limits=self._limit_passed,
+            tick=checkpoints.tick,
+            problem=self.note,
+        ).run()
+        final = scanner.finish()
+        if final:
+            self.store.add_metrics(self.name, final)
+        for problem in scanner.problems():
+            self.note(problem)
+        return prepared, verdict
+
+    def _judge(self, engine: Engine, prepared: Prepared, verdict: Verdict) -> Outcome:
+        """How the job will end, on record before anything is uploaded."""
+        # Closing the engine gives the hosts' files to the user: only then can they surely be read.
+        engine.close(self.name)
+        outcome = self._decide(prepared, verdict)
+        self.store.merge_result(
+            self.name,
+            outcome=dataclasses.asdict(outcome),
+            stop={"cause": verdict.cause, "killed": verdict.killed} if verdict.cause else None,
+        )
+        return outcome
+
+    def _decide(self, prepared: Prepared, verdict: Verdict) -> Outcome:
+        """Exit codes decide (contract: G5), unless the job was stopped (contract: G7, G12)."""
+        if verdict.cause in _STOPPED:
+            return _STOPPED[verdict.cause]
+        failure = verdict.first_failure
+        if failure is None:
+            return _COMPLETED
+        host, status = failure
+        if status.vanished:
+            return _failed(InternalServerError(f"host {host} is gone: {status.error or 'it vanished'}"))
+        from harness.outputs import read_failure
+
+        text = contract.failure_reason(status, read_failure(prepared.trees[host]))
+        if len(verdict.ended) > 1:
+            self.note(f"{host} failed first, with exit code {status.code}; the other hosts were stopped")
+        return Outcome(status="Failed", secondary="Failed", message="Training job failed", reason=text)
+
+    def _upload(self, outcome: Outcome) -> Outcome:
+        """Outputs go up however the job ended (contract: F6, F7)."""
+        prepared = Preparation(self).again()
+        self._to("Uploading", contract.messages.UPLOADING)
+        try:
+            Artifacts(self, prepared).upload()
+        except ClientError as error:
+            # What the hosts wrote stays in the job's directory: nothing is lost but the archive.
+            self.note(f"the outputs were kept in {self.directory / 'hosts'}")
+            return _failed(error) if outcome.status != "Failed" else outcome
+        return outcome
+
+    def _finish(self, engine: Engine, outcome: Outcome) -> None:
+        with contextlib.suppress(Exception):  # reported by `doctor` and `gc`, and it must not undo the end
+            engine.close(self.name)
+        hosts = self.directory / "hosts"
+        if hosts.exists():
+            for tree in hosts.glob("*/ml"):
+                contract.relax_tree(tree)
+            if outcome.status == "Completed":
+                shutil.rmtree(hosts, ignore_errors=True)
+        now = time.time()
+        started = self.store.summary(self.name).training_start
+        self.store.transition(
+            self.name,
+            outcome.secondary,
+            outcome.message,
+            status=outcome.status,
+            failure_reason=outcome.reason,
+            training_end=now if started else None,
+        )
+
+    # ------------------------------------------------------------------- its parts
+
+    def _acquire(self) -> tuple[Gpu, ...]:
+        """Wait, as Pending, for the GPUs and slots that the plan needs."""
+        from harness.machine import Machine
+
+        self._to("Pending", contract.messages.PENDING)
+        machine = Machine.probe(self.home).gpus if self.plan.gpus else ()
+        next_recovery = time.monotonic() + _RECOVER_EVERY
+        while True:
+            self._check_stop()
+            gpus = try_claim(
+                self.store, self.name, hosts=len(self.plan.hosts), gpus=self.plan.gpus, machine=machine
+            )
+            if gpus is not None:
+                return gpus
+            time.sleep(_CLAIM_POLL)
+            if time.monotonic() >= next_recovery:
+                # What we wait for may be held by a job whose supervisor was killed.
+                next_recovery = time.monotonic() + _RECOVER_EVERY
+                recover(self.home, self.store)
+
+    def _check_stop(self) -> None:
+        if self.store.summary(self.name).stop_request is not StopRequest.NONE:
+            self._to("Stopping", "Stopping the training job", status="Stopping")
+            raise _StopAsked(StopCause.USER)
+        if (cause := self._limit_passed()) is not None:
+            raise _StopAsked(cause)
+
+    def _limit_passed(self) -> str | None:
+        """MaxRuntime counts from the start of Training over all attempts (contract: G6, G7), MaxWait
+        from the job's creation (contract: G8)."""
+        limits = self.request.get("StoppingCondition", {})
+        now = time.time()
+        started = self.store.summary(self.name).training_start
+        if started is not None and now - started > limits.get("MaxRuntimeInSeconds", 86400):
+            return StopCause.MAX_RUNTIME
+        wait = limits.get("MaxWaitTimeInSeconds")
+        if wait is not None and now - self.created > wait:
+            return StopCause.MAX_WAIT
+        return None
+
+    def _training_start(self) -> float:
+        return self.store.summary(self.name).training_start or time.time()
+
+    def _stored_outcome(self) -> Outcome | None:
+        stored: Mapping[str, Any] | None = self.store.job(self.name).result.get("outcome")
+        return None if stored is None else Outcome(**stored)
+
+    def _may_retry(self) -> bool:
+        attempts = self.request.get("RetryStrategy", {}).get("MaximumRetryAttempts", 0)
+        record = self.store.summary(self.name)
+        return record.attempt <= attempts and record.stop_request is StopRequest.NONE
+
+    def _start_again(self, outcome: Outcome) -> None:
+        attempt = self.store.summary(self.name).attempt
+        self.note(f"attempt {attempt} ended with {outcome.reason}; RetryStrategy starts another")
+        self.store.merge_result(self.name, outcome=None)
+        self._to("Starting", contract.messages.STARTING, status="InProgress", attempt=attempt + 1)
+
+    def _to(self, secondary: str, message: str, **changes: Any) -> None:
+        self.store.transition(self.name, secondary, message, **changes)
+
+    def note(self, sentence: str) -> None:
+        """Something the user should read in the summary."""
+        notes = list(self.store.job(self.name).result.get("notes", []))
+        if sentence not in notes:
+            self.store.merge_result(self.name, notes=[*notes, sentence])
+
+    def progress(self, done: int, total: int, what: str) -> None:
+        """For long phases: a few rows a second, and the place where a stop request is noticed."""
+        now = time.monotonic()
+        if now - self._progress_at < 0.1 and done < total:
+            return
+        self._progress_at = now
+        self.store.set_progress(self.name, Progress(what=what, done=done, total=total))
+        if self.store.summary(self.name).secondary_status != "Uploading":
+            self._check_stop()
+
+    @property
+    def logs(self) -> Path:
+        return self.home.logs(self.name, self.store.summary(self.name).attempt)

@@ -1,0 +1,227 @@
+"""The Training phase: the hosts of one attempt, from started to ended.
+
+One thread per host drains its output; everything else (stop requests, time limits, samples, the store)
+happens in the supervisor's own thread, which waits for events. So the store has one writer and the order
+of what is decided is plain.
+"""
+
+from __future__ import annotations
+
+import queue
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from harness.engines import Host
+from harness.errors import DiskError, HarnessError
+from harness.model import ExitStatus, MetricPoint
+from harness.store import StopRequest, Store
+from harness.telemetry import LogWriter, MetricScanner, Sampler
+
+__all__ = ["StopCause", "Verdict", "Watch"]
+
+_TICK: Final = 0.05
+_SAMPLE_EVERY: Final = 2.0
+_PEER_DELAY: Final = 2.0
+"""Seconds that the other hosts get to end by themselves after one failed, and again between SIGTERM and
+SIGKILL (contract: H7)."""
+
+
+class StopCause:
+    """Why hosts were told to stop."""
+
+    USER: Final = "user"
+    MAX_RUNTIME: Final = "max-runtime"
+    MAX_WAIT: Final = "max-wait"
+    PEER: Final = "peer"
+    """Another host failed (contract: H7)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """How the hosts ended: statuses by host in the order they ended, and what was done to them."""
+
+    ended: Mapping[str, ExitStatus]
+    cause: str | None
+    """A `StopCause`, or None when nobody stopped them."""
+    killed: bool
+    """SIGKILL was needed (or asked for)."""
+
+    @property
+    def first_failure(self) -> tuple[str, ExitStatus] | None:
+        """The host that failed first by itself (contract: H7)."""
+        return next(((host, status) for host, status in self.ended.items() if status.code), None)
+
+
+@dataclass
+class _Ladder:
+    """SIGTERM now, SIGKILL at `deadline` (contract: G9)."""
+
+    cause: str
+    deadline: float
+    killed: bool = False
+
+
+class Watch:
+    """Watches the hosts until all have ended."""
+
+    def __init__(
+        self,
+        store: Store,
+        name: str,
+        hosts: Mapping[str, Host],
+        *,
+        logs: Path,
+        scanner: MetricScanner,
+        sampler: Sampler,
+        grace: float,
+        limits: Callable[[], str | None],
+        tick: Callable[[], None],
+        problem: Callable[[str], None],
+    ) -> None:
+        """`limits` says which `StopCause` a time limit calls for now, if any; `tick` is called often
+        (checkpoint sync); `problem` takes a sentence for the job's notes."""
+        self._store = store
+        self._name = name
+        self._hosts = dict(hosts)
+        self._logs = logs
+        self._scanner = scanner
+        self._sampler = sampler
+        self._grace = grace
+        self._limits = limits
+        self._tick = tick
+        self._problem = problem
+        self._events: queue.Queue[list[MetricPoint] | tuple[str, ExitStatus] | str] = queue.Queue()
+        self._ended: dict[str, ExitStatus] = {}
+        self._ladder: _Ladder | None = None
+        self._first_failure_at: float | None = None
+
+    def run(self) -> Verdict:
+        """Until the last host has ended and its last byte is in the log."""
+        for host in self._hosts.values():
+            threading.Thread(target=self._pump, args=(host,), name=f"pump-{host.name}", daemon=True).start()
+        next_sample = time.monotonic() + 0.5
+        while len(self._ended) < len(self._hosts):
+            self._take_events(wait=_TICK)
+            self._obey()
+            self._tick()
+            if time.monotonic() >= next_sample:
+                next_sample = time.monotonic() + _SAMPLE_EVERY
+                self._sample()
+        self._take_events(wait=0)
+        ladder = self._ladder
+        return Verdict(
+            ended=dict(self._ended),
+            cause=ladder.cause if ladder else None,
+            killed=ladder.killed if ladder else False,
+        )
+
+    # ---------------------------------------------------------------- the pump's side
+
+    def _pump(self, host: Host) -> None:
+        """Drain one host's output into its log and the metric scanner, then report its end."""
+        writer: LogWriter | None = LogWriter(self._logs, host.name)
+        try:
+            for chunk in host.output(skip=writer.size if writer else 0):
+                now = time.time_ns() // 1_000_000
+                if writer is not None:
+                    try:
+                        writer.feed(chunk, now)
+                    except DiskError as error:
+                        # The script must not block on a full pipe because our log can't be written.
+                        self._events.put(f"the log of {host.name} is incomplete: {error}")
+                        writer.close()
+                        writer = None
+                points = self._scanner.feed(host.name, chunk, now)
+                if points:
+                    self._events.put(points)
+            status = host.wait()
+        except HarnessError as error:
+            status = ExitStatus(code=255, vanished=True, error=str(error))
+        except Exception as error:
+            import traceback
+
+            traceback.print_exc()
+            status = ExitStatus(code=255, vanished=True, error=f"{type(error).__name__}: {error}")
+        finally:
+            if writer is not None:
+                writer.close()
+        self._events.put((host.name, status or ExitStatus(code=255, vanished=True)))
+
+    # --------------------------------------------------------- the supervisor's side
+
+    def _take_events(self, *, wait: float) -> None:
+        try:
+            event = self._events.get(timeout=wait) if wait else self._events.get_nowait()
+        except queue.Empty:
+            return
+        points: list[MetricPoint] = []
+        while True:
+            if isinstance(event, list):
+                points += event
+            elif isinstance(event, str):
+                self._problem(event)
+            else:
+                self._end(*event)
+            try:
+                event = self._events.get_nowait()
+            except queue.Empty:
+                break
+        if points:
+            self._store.add_metrics(self._name, points)
+
+    def _end(self, host: str, status: ExitStatus) -> None:
+        self._ended[host] = status
+        self._store.host_ended(self._name, host, status.code, oom_killed=status.oom_killed)
+        if status.code and self._first_failure_at is None:
+            self._first_failure_at = time.monotonic()
+
+    def _obey(self) -> None:
+        """Stop requests, time limits, and the fate of the peers of a failed host."""
+        now = time.monotonic()
+        request = self._store.summary(self._name).stop_request
+        if request is StopRequest.KILL:
+            self._begin(StopCause.USER, 0)
+        elif request is StopRequest.STOP:
+            self._begin(StopCause.USER, self._grace)
+        elif (cause := self._limits()) is not None:
+            self._begin(cause, self._grace)
+        elif self._first_failure_at is not None and now >= self._first_failure_at + _PEER_DELAY:
+            self._begin(StopCause.PEER, min(self._grace, _PEER_DELAY))
+        ladder = self._ladder
+        if ladder is not None and now >= ladder.deadline and not ladder.killed:
+            ladder.killed = True
+            for host in self._running():
+                host.kill()
+
+    def _begin(self, cause: str, grace: float) -> None:
+        """Start the ladder, or shorten it: a kill overtakes a stop, a stop never lengthens one."""
+        deadline = time.monotonic() + grace
+        if self._ladder is None:
+            self._ladder = _Ladder(cause=cause, deadline=deadline)
+            if cause != StopCause.PEER:
+                self._store.transition(self._name, "Stopping", _STOPPING[cause], status="Stopping")
+            if grace > 0:
+                for host in self._running():
+                    host.signal(signal.SIGTERM)
+        elif deadline < self._ladder.deadline:
+            self._ladder.deadline = deadline
+
+    def _running(self) -> list[Host]:
+        return [host for name, host in self._hosts.items() if name not in self._ended]
+
+    def _sample(self) -> None:
+        points = [point for host in self._running() for point in self._sampler.sample(host)]
+        if points:
+            self._store.add_metrics(self._name, points, sampled=True)
+
+
+_STOPPING: Final = {
+    StopCause.USER: "Stopping the training job",
+    StopCause.MAX_RUNTIME: "Training job runtime exceeded MaxRuntimeInSeconds",
+    StopCause.MAX_WAIT: "Training job wait time exceeded MaxWaitTimeInSeconds",
+}

@@ -1,0 +1,1 @@
+"""Where a spec can run: `local` now."""

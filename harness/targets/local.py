@@ -1,0 +1,168 @@
+"""The local target: submit a spec to this machine, follow it, stop it."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from harness.errors import UsageError
+from harness.home import Home
+from harness.lifecycle import describe as _describe
+from harness.lifecycle import owned, recover, spawn
+from harness.model import JsonObject, Plan, Spec, Treatment
+from harness.store import JobRecord, StopRequest, Store
+
+__all__ = ["check_strict", "collect", "describe", "plan", "run", "stop", "submit", "wait"]
+
+_POLL: Final = 0.03
+
+
+def plan(spec: Spec, home: Home | None = None) -> Plan:
+    """How this machine would run the spec. Raises MachineError when it can't."""
+    from harness import plan as planning
+    from harness.machine import Machine
+
+    return planning.make(spec, Machine.probe(home or Home.find()))
+
+
+def check_strict(plan: Plan) -> None:
+    """Raise StrictError when a field would have no effect here that the script could notice."""
+    from harness.errors import StrictError
+
+    lost = [
+        item
+        for item in plan.treatments
+        if item.treatment is Treatment.UNCLASSIFIED
+        or (item.treatment is Treatment.CLOUD_ONLY and item.visible)
+    ]
+    if lost:
+        listed = "; ".join(f"{item.path}: {item.reason}" for item in lost)
+        raise StrictError(f"--strict: the script would see a difference here in {listed}")
+
+
+def submit(spec: Spec, *, home: Home | None = None, plan: Plan | None = None) -> JobRecord:
+    """Start the job in a supervisor of its own and return at once.
+
+    Raises JobExistsError, MachineError, or ClientError when the source can't be packed. Nothing is
+    written when it raises.
+    """
+    from harness.channels import materialise_source
+    from harness.contract import messages
+    from harness.objects import ObjectStore
+
+    home = home or Home.find()
+    chosen = plan or globals()["plan"](spec, home)
+    if spec.local.strict:
+        check_strict(chosen)
+    with Store(home) as store:
+        store.check_free(spec.job_name)
+        objects = ObjectStore(home.s3)
+        for upload in spec.uploads:
+            if upload.kind == "source":
+                materialise_source(upload, objects)
+        record = store.create_job(spec, chosen, message=messages.STARTING)
+    spawn(home, spec.job_name)
+    return record
+
+
+def wait(
+    name: str, *, home: Home | None = None, follow: Callable[[JobRecord], None] | None = None
+) -> JobRecord:
+    """Until the job is terminal; `follow` sees the record at every look."""
+    home = home or Home.find()
+    with Store(home) as store:
+        looked = time.monotonic()
+        while True:
+            record = store.summary(name)
+            if follow is not None:
+                follow(record)
+            if record.ended_for_good:
+                return store.job(name)
+            if time.monotonic() - looked > 1:
+                looked = time.monotonic()
+                if not owned(home, name):
+                    recover(home, store)
+            time.sleep(_POLL)
+
+
+def run(
+    spec: Spec | str | Path, *, home: Home | None = None, plan: Plan | None = None, **overrides: Any
+) -> JobRecord:
+    """Run a spec (or the spec in that file) here and wait for its end: `harness.run`."""
+    if not isinstance(spec, Spec):
+        from harness.spec import load
+
+        spec = load(Path(spec), overrides=overrides)
+    elif overrides:
+        raise UsageError("overrides go into harness.load(...) when the spec is already compiled")
+    record = submit(spec, home=home, plan=plan)
+    return wait(record.name, home=home)
+
+
+def describe(name: str, *, home: Home | None = None) -> JsonObject:
+    """The job in DescribeTrainingJob's shape. Raises UsageError when there is none."""
+    with Store(home or Home.find()) as store:
+        record = store.job(name)
+        points = [point for _, point in store.metrics(name, sampled=False)]
+    return _describe(record, points)
+
+
+def stop(name: str, *, now: bool = False, home: Home | None = None) -> JobRecord:
+    """Ask for a stop (contract: G9), or with `now` for a kill; returns at once."""
+    home = home or Home.find()
+    with Store(home) as store:
+        record = store.request_stop(name, StopRequest.KILL if now else StopRequest.STOP)
+        recover(home, store)
+        return record
+
+
+def collect(
+    *,
+    older_than: float = 7 * 86400,
+    everything: bool = False,
+    dry_run: bool = False,
+    home: Home | None = None,
+) -> JsonObject:
+    """Free what is no longer needed: directories of jobs that ended longer than `older_than` seconds
+    ago, caches, and what dead supervisors left in the engines. Artifacts in the object store stay.
+
+    Returns what was (or, with `dry_run`, would be) removed: job names and bytes.
+    """
+    from harness.channels import collect as collect_cache
+
+    home = home or Home.find()
+    removed: list[str] = []
+    freed = 0
+    with Store(home) as store:
+        if not dry_run:
+            recover(home, store)
+        horizon = time.time() - (0 if everything else older_than)
+        for record in store.jobs(limit=None, newest_first=False):
+            directory = home.job(record.name)
+            ended = record.ended_for_good and (record.ended or record.created) <= horizon
+            if not ended or not directory.exists() or owned(home, record.name):
+                continue
+            freed += _size(directory)
+            removed.append(record.name)
+            if not dry_run:
+                shutil.rmtree(directory)
+                store.delete_job(record.name)
+        active = bool(store.unfinished())
+    cache = 0
+    if not active:
+        cache = collect_cache(home.cache, dry_run=dry_run)
+    return {"jobs": removed, "job_bytes": freed, "cache_bytes": cache}
+
+
+def _size(directory: Path) -> int:
+    total = 0
+    for path in directory.rglob("*"):
+        try:
+            if not path.is_symlink() and path.is_file():
+                total += path.stat().st_size
+        except OSError:
+            continue
+    return total
