@@ -130,7 +130,7 @@ def _redirect(log: Path) -> None:
     os.dup2(out, 2)
     os.closerange(3, _highest_descriptor() + 1)
     # The caller's sys.stdout may be a test's or a notebook's object that writes elsewhere.
-    sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w")  # noqa: PTH123, SIM115
+    sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w")  # noqa: SIM115
 
 
 def _highest_descriptor() -> int:

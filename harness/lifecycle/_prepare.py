@@ -53,7 +53,7 @@ class Preparation:
         trees = {host: self._tree(host) for host in self._hosts}
         if not all(tree.is_dir() for tree in trees.values()):
             raise InternalServerError(f"the hosts' directories in {self._root} are gone")
-        return self._prepared({host: () for host in self._hosts})
+        return self._prepared(dict.fromkeys(self._hosts, ()))
 
     def fresh(self, gpus: tuple[Gpu, ...]) -> Prepared:
         """Everything anew: channels staged, code extracted, checkpoints restored (contract: B9, F12)."""

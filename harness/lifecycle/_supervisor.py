@@ -27,7 +27,7 @@ from harness.home import Home
 from harness.lifecycle._artifacts import Artifacts
 from harness.lifecycle._capacity import try_claim
 from harness.lifecycle._owner import own, recover
-from harness.lifecycle._prepare import Prepared, Preparation
+from harness.lifecycle._prepare import Preparation, Prepared
 from harness.lifecycle._watch import StopCause, Verdict, Watch
 from harness.model import ExitStatus, Gpu, Plan, Spec
 from harness.store import Progress, StopRequest, Store, from_json
@@ -47,7 +47,7 @@ def supervise(home: Home, name: str) -> None:
             Supervisor(home, store, name).run()
 
 
-class _StopAsked(Exception):
+class _StopAskedError(Exception):
     """Somebody asked to stop the job while it had no hosts."""
 
     def __init__(self, cause: str) -> None:
@@ -128,7 +128,7 @@ class Supervisor:
             if outcome.retryable and self._may_retry():
                 return outcome
             return self._upload(outcome)
-        except _StopAsked as asked:
+        except _StopAskedError as asked:
             return _STOPPED[asked.cause]
         except JobError as error:
             return _failed(error)
@@ -292,9 +292,9 @@ class Supervisor:
     def _check_stop(self) -> None:
         if self.store.summary(self.name).stop_request is not StopRequest.NONE:
             self._to("Stopping", "Stopping the training job", status="Stopping")
-            raise _StopAsked(StopCause.USER)
+            raise _StopAskedError(StopCause.USER)
         if (cause := self._limit_passed()) is not None:
-            raise _StopAsked(cause)
+            raise _StopAskedError(cause)
 
     def _limit_passed(self) -> str | None:
         """MaxRuntime counts from the start of Training over all attempts (contract: G6, G7), MaxWait
