@@ -1,0 +1,3 @@
+"""The data-parallel library (SMDDP). `__version__` names the stand-in: it is no release of AWS's."""
+
+__version__ = "0+harness"

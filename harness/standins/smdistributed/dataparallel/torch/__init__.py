@@ -1,0 +1,1 @@
+"""SMDDP for PyTorch: `torch_smddp` (the backend), `distributed` and `parallel` (the older API)."""
