@@ -1,0 +1,42 @@
+"""What a container of a SageMaker training job finds and how its end is read: pure functions.
+
+Clauses are those of `container-contract.md`. No I/O but `write_tree` and `relax_tree`. The folder
+`toolkit` is a program of its own, what the image's `train` is where there is no image (the sandbox).
+"""
+
+from harness.contract import _messages as messages
+from harness.contract._command import command, image_environment, toolkit_command
+from harness.contract._environment import platform_environment
+from harness.contract._failure import failure_reason
+from harness.contract._hosts import (
+    HostView,
+    InstanceGroup,
+    ec2_hostname,
+    groups,
+    host_names,
+    host_view,
+)
+from harness.contract._paths import CODE, ML, checkpoint_path, submit_directory
+from harness.contract._tree import ChannelView, relax_tree, write_tree
+
+__all__ = [
+    "CODE",
+    "ML",
+    "ChannelView",
+    "HostView",
+    "InstanceGroup",
+    "checkpoint_path",
+    "command",
+    "ec2_hostname",
+    "failure_reason",
+    "groups",
+    "host_names",
+    "host_view",
+    "image_environment",
+    "messages",
+    "platform_environment",
+    "relax_tree",
+    "submit_directory",
+    "toolkit_command",
+    "write_tree",
+]
