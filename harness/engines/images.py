@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
@@ -139,15 +140,14 @@ def build(
             no_cache=no_cache,
             progress=progress,
         )
-        image = _describe(client.api.inspect_image(image_id))
+        image = _describe(client.images.get(image_id).attrs)
     return BuiltImage(tag=tag, seconds=time.monotonic() - started, image=image)
 
 
 def list_images() -> list[LocalImage]:
     """The local images that carry our label, newest first. Raises EngineError when no daemon answers."""
     with closing(_client()) as client:
-        found = client.api.images(filters={"label": "harness.image"})
-        images = [_describe(client.api.inspect_image(item["Id"])) for item in found]
+        images = [_describe(image.attrs) for image in client.images.list(filters={"label": "harness.image"})]
     return sorted(images, key=lambda image: image.created, reverse=True)
 
 
@@ -160,7 +160,7 @@ def inspect(name: str) -> LocalImage | None:
 
     with closing(_client()) as client:
         try:
-            return _describe(client.api.inspect_image(name))
+            return _describe(client.images.get(name).attrs)
         except ImageNotFound:
             return None
 
@@ -172,19 +172,30 @@ def standins_path() -> Path:
 
 def context() -> bytes:
     """The build context, as a tar: the package's `container/` and `standins/`, and the CA bundle."""
+    files = {
+        path.relative_to(_PACKAGE).as_posix(): path.read_bytes()
+        for folder in ("container", "standins")
+        for path in sorted((_PACKAGE / folder).rglob("*"))
+        if path.is_file() and path.suffix != ".pyc"
+    }
+    certificates = ca_bundle()
+    if certificates:
+        files["container/ca.crt"] = certificates
+    return pack(files)
+
+
+def pack(files: Mapping[str, bytes]) -> bytes:
+    """A tar of these files, by path; the same for the same files, so that the builder's cache holds."""
     tar = io.BytesIO()
     with tarfile.open(fileobj=tar, mode="w") as archive:
-        for folder in ("container", "standins"):
-            for path in sorted((_PACKAGE / folder).rglob("*")):
-                if path.is_file() and path.suffix != ".pyc":
-                    _add(archive, path.relative_to(_PACKAGE).as_posix(), path.read_bytes())
-        certificates = ca_bundle(os.environ)
-        if certificates:
-            _add(archive, "container/ca.crt", certificates)
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size, info.mode = len(data), 0o644
+            archive.addfile(info, io.BytesIO(data))
     return tar.getvalue()
 
 
-def ca_bundle(environ: Mapping[str, str]) -> bytes:
+def ca_bundle(environ: Mapping[str, str] = os.environ) -> bytes:
     """The certificates that this machine trusts: the file that a variable names, else the system's.
 
     Empty when there is none: the image then trusts what its base trusts.
@@ -209,10 +220,10 @@ def run_build(
     *,
     dockerfile: str,
     tag: str,
-    arguments: Mapping[str, str],
-    labels: Mapping[str, str],
     no_cache: bool,
     progress: Progress,
+    arguments: Mapping[str, str] = MappingProxyType({}),
+    labels: Mapping[str, str] = MappingProxyType({}),
 ) -> str:
     """Build `tar` and return the image's id. Raises EngineError with the last lines of the failed step."""
     forwarded = proxies(os.environ)
@@ -280,7 +291,7 @@ def _pull_if_absent(client: DockerClient, image: str, progress: Progress) -> Non
     from docker.errors import APIError, ImageNotFound
 
     try:
-        client.api.inspect_image(image)
+        client.images.get(image)
         return
     except ImageNotFound:
         progress(f"pulling {image}")
@@ -325,9 +336,3 @@ def _describe(found: Mapping[str, Any]) -> LocalImage:
         created=found["Created"],
         size_bytes=found["Size"],
     )
-
-
-def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
-    info = tarfile.TarInfo(name)
-    info.size, info.mode = len(data), 0o644
-    archive.addfile(info, io.BytesIO(data))

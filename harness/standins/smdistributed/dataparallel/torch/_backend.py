@@ -7,15 +7,14 @@ import os
 import socket
 import sys
 from datetime import timedelta
-from typing import Any, Set
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from smdistributed.dataparallel.torch import _ranks
+
+from . import _ranks
 
 NAME = "smddp"
-
-_announced: Set[Any] = set()
 
 
 def register() -> None:
@@ -28,57 +27,51 @@ def register() -> None:
         devices = ["cuda" if torch.cuda.device_count() else "cpu"]
         dist.Backend.register_backend(NAME, _create, extended_api=True, devices=devices)
     else:
-        dist.Backend.register_backend(NAME, _create_before_torch_2)
+        dist.Backend.register_backend(NAME, _open)
 
 
 def _create(options: Any, _backend_options: Any) -> Any:
     """Called by torch >= 2 once for each process group."""
-    group = options.group_id
-    return _open(group, options.store, options.group_rank, options.group_size, options.timeout)
+    return _open(options.store, options.group_rank, options.group_size, options.timeout)
 
 
-def _create_before_torch_2(store: Any, rank: int, size: int, timeout: timedelta) -> Any:
-    return _open(object(), store, rank, size, timeout)
-
-
-def _open(group: Any, store: Any, rank: int, size: int, timeout: timedelta) -> Any:
-    local, gpus = _ranks.local_world_size(), torch.cuda.device_count()
+def _open(store: Any, rank: int, size: int, timeout: timedelta) -> Any:
+    """The process group that does the work; its first rank says in the log which one."""
+    local, gpus = _ranks.local_world_size(size), torch.cuda.device_count()
     nccl = gpus >= local and dist.is_nccl_available()
-    if rank == 0 and group not in _announced:
-        _announced.add(group)
-        if nccl:
-            how = f"NCCL on {gpus} GPU{'s' * (gpus > 1)}"
-        elif gpus:
-            how = f"Gloo, because {local} local ranks share {gpus} GPU{'s' * (gpus > 1)}"
-        else:
-            how = "Gloo on CPU"
-        ranks = f"{size} rank{'s' * (size > 1)}"
-        print(
-            f'[harness] backend "smddp" ({ranks}): {how} stands in for AWS\'s SMDDP',
-            file=sys.stderr,
-            flush=True,
-        )
+    if rank == 0:
+        _announce(nccl, size, local, gpus)
     if nccl:
-        nccl_options = dist.ProcessGroupNCCL.Options()
-        nccl_options._timeout = timeout
-        return dist.ProcessGroupNCCL(store, rank, size, nccl_options)
-    return _gloo(store, rank, size, timeout)
+        options = dist.ProcessGroupNCCL.Options()
+        options._timeout = timeout
+        return dist.ProcessGroupNCCL(store, rank, size, options)
+    gloo = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]  # absent from torch's stubs
+    gloo._timeout = timeout
+    gloo._devices = [_gloo_device(size, local)]
+    return dist.ProcessGroupGloo(store, rank, size, gloo)
 
 
-def _gloo(store: Any, rank: int, size: int, timeout: timedelta) -> Any:
-    """Gloo on the address that this host's name in the job stands for.
+def _announce(nccl: bool, size: int, local: int, gpus: int) -> None:
+    of_gpus = f"{gpus} GPU{'s' * (gpus > 1)}"
+    if nccl:
+        how = f"NCCL on {of_gpus} of this host"
+    elif gpus:
+        how = f"Gloo, because {local} ranks of this host share {of_gpus},"
+    else:
+        how = "Gloo on CPU"
+    ranks = f"{size} rank{'s' * (size > 1)}"
+    print(f'[harness] "smddp", {ranks}: {how} stands in for AWS\'s SMDDP', file=sys.stderr, flush=True)
+
+
+def _gloo_device(size: int, local: int) -> Any:
+    """The address that the other ranks reach this one at.
 
     Left alone, Gloo looks up gethostname(), which in a job is an EC2 name that need not resolve
     (contract: A20); it would then listen on loopback, where no other host finds it.
     """
-    options = dist.ProcessGroupGloo._Options()
-    options._timeout = timeout
-    address = _address(os.environ.get("SM_CURRENT_HOST"))
-    options._devices = [dist.ProcessGroupGloo.create_device(hostname=address)]
-    return dist.ProcessGroupGloo(store, rank, size, options)
-
-
-def _address(host: str | None) -> str:
-    if host is None or len(_ranks.hosts()) < 2:
-        return "127.0.0.1"
-    return socket.gethostbyname(host)
+    if local >= max(size, int(os.environ.get("WORLD_SIZE", "1"))):
+        return dist.ProcessGroupGloo.create_device(hostname="127.0.0.1")
+    host = os.environ.get("SM_CURRENT_HOST")
+    if host is not None:
+        return dist.ProcessGroupGloo.create_device(hostname=socket.gethostbyname(host))
+    return dist.ProcessGroupGloo.create_default_device()

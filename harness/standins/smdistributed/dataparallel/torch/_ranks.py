@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import zlib
-from typing import List
 
 _MPI = {
     "RANK": "OMPI_COMM_WORLD_RANK",
@@ -15,7 +15,7 @@ _MPI = {
 }
 
 
-def hosts() -> List[str]:
+def hosts() -> list[str]:
     """The job's hosts as the training toolkit tells them; empty outside a job."""
     return list(json.loads(os.environ.get("SM_HOSTS", "[]")))
 
@@ -34,10 +34,16 @@ def export() -> None:
         os.environ.setdefault("MASTER_ADDR", _mpi_master())
         os.environ.setdefault("MASTER_PORT", str(_mpi_port()))
     elif len(hosts()) < 2:
-        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_WORLD_SIZE="1")
-        # The toolkit's MASTER_PORT is 7777 in every job (contract: D22), so two jobs that share a network
-        # would collide. Port 0: the kernel gives the store a free one, and no other rank has to find it.
-        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
+        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")
+        # The toolkit's MASTER_PORT is 7777 in every job (contract: D22): two jobs that share a network,
+        # as in the sandbox, would collide.
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port()))
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def _mpi_master() -> str:
@@ -53,14 +59,13 @@ def _mpi_port() -> int:
     return 20000 + zlib.crc32(namespace.encode()) % 10000
 
 
-def local_world_size() -> int:
-    """Ranks on this host."""
+def local_world_size(ranks: int = 1) -> int:
+    """Ranks on this host, of a group of `ranks`: as the launcher says, else spread evenly over the hosts."""
     told = os.environ.get("LOCAL_WORLD_SIZE")
-    if told is not None and os.environ.get("TORCHELASTIC_RUN_ID") is not None:
+    if told is not None:
         return int(told)
-    ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    spread = -(-ranks // max(1, len(hosts())))
-    return max(spread, int(told or "1"))
+    ranks = max(ranks, int(os.environ.get("WORLD_SIZE", "1")))
+    return -(-ranks // max(1, len(hosts())))
 
 
 def local_rank() -> int:

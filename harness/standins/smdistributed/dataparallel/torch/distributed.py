@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch.distributed as _dist
-from smdistributed.dataparallel.torch import _ranks, torch_smddp  # noqa: F401
 from torch.distributed import (
     ReduceOp,
     all_gather,
@@ -23,6 +22,8 @@ from torch.distributed import (
     is_available,
     is_initialized,
 )
+
+from . import _ranks, torch_smddp  # noqa: F401
 
 __all__ = [
     "ReduceOp",

@@ -4,7 +4,7 @@ As with AWS's library, importing it is all: it registers the backend, and it put
 the rest in the environment, where a script looks for them and `init_process_group("smddp")` too.
 """
 
-from smdistributed.dataparallel.torch import _backend, _ranks
+from . import _backend, _ranks
 
 _ranks.export()
 _backend.register()

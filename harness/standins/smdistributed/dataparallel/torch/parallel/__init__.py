@@ -1,5 +1,5 @@
 """The older API's module wrapper, in `.distributed`."""
 
-from smdistributed.dataparallel.torch.parallel.distributed import DistributedDataParallel
+from .distributed import DistributedDataParallel
 
 __all__ = ["DistributedDataParallel"]

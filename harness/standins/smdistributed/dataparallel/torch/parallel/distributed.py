@@ -6,7 +6,8 @@ import inspect
 from typing import Any
 
 import torch
-from smdistributed.dataparallel.torch import distributed as _distributed  # noqa: F401
+
+from .. import distributed as _distributed  # noqa: F401
 
 _Native = torch.nn.parallel.DistributedDataParallel
 
