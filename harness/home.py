@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,13 +64,14 @@ class Home:
         Raises:
             StoreError: the place is read-only, belongs to someone else, or is not a directory.
         """
+        import tempfile
+
         place = self.root
         try:
             for place in (self.root, self.jobs, self.s3, self.cache):
                 place.mkdir(parents=True, exist_ok=True)
             place = self.root
-            # access(2) tells root that everything is writable, and misses read-only bind mounts' quirks:
-            # only a file that was really made proves it.
+            # Only a file that was really made proves it: access(2) tells root yes to nearly everything.
             with tempfile.TemporaryFile(dir=place):
                 pass
         except OSError as error:
