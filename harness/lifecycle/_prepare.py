@@ -188,7 +188,9 @@ class Preparation:
         if sandbox:
             python = plan.python or "python3"
             image_entrypoint: tuple[str, ...] | None = contract.toolkit_command(python)
-            environment |= {"HARNESS_EXTRA_PATH": str(standins_path())}
+            # There is no image, so its ENV is given here, below what the platform sets (contract: D13).
+            own = contract.image_environment() | {"HARNESS_EXTRA_PATH": str(standins_path())}
+            environment = own | environment
         else:
             image_entrypoint = None
         entrypoint, command = contract.command(self._request, image_entrypoint)

@@ -68,16 +68,16 @@ class Outcome:
 
 _COMPLETED: Final = Outcome(status="Completed", secondary="Completed", message=contract.messages.COMPLETED)
 _STOPPED: Final = {
-    StopCause.USER: Outcome(status="Stopped", secondary="Stopped", message="Training job stopped"),
+    StopCause.USER: Outcome(status="Stopped", secondary="Stopped", message=contract.messages.STOPPED),
     StopCause.MAX_RUNTIME: Outcome(
         status="Stopped",
         secondary="MaxRuntimeExceeded",
-        message="Training job runtime exceeded MaxRuntimeInSeconds provided",
+        message=contract.messages.MAX_RUNTIME_EXCEEDED,
     ),
     StopCause.MAX_WAIT: Outcome(
         status="Stopped",
         secondary="MaxWaitTimeExceeded",
-        message="Training job wait time exceeded MaxWaitTimeInSeconds provided",
+        message=contract.messages.MAX_WAIT_TIME_EXCEEDED,
     ),
 }
 
@@ -86,7 +86,7 @@ def _failed(error: JobError) -> Outcome:
     return Outcome(
         status="Failed",
         secondary="Failed",
-        message="Training job failed",
+        message=contract.messages.FAILED,
         reason=error.failure_reason,
         retryable=isinstance(error, InternalServerError),
     )
@@ -228,12 +228,13 @@ class Supervisor:
         host, status = failure
         if status.vanished:
             return _failed(InternalServerError(f"host {host} is gone: {status.error or 'it vanished'}"))
+
         from harness.outputs import read_failure
 
         text = contract.failure_reason(status, read_failure(prepared.trees[host]))
         if len(verdict.ended) > 1:
             self.note(f"{host} failed first, with exit code {status.code}; the other hosts were stopped")
-        return Outcome(status="Failed", secondary="Failed", message="Training job failed", reason=text)
+        return Outcome(status="Failed", secondary="Failed", message=contract.messages.FAILED, reason=text)
 
     def _upload(self, outcome: Outcome) -> Outcome:
         """Outputs go up however the job ended (contract: F6, F7)."""
@@ -291,7 +292,7 @@ class Supervisor:
 
     def _check_stop(self) -> None:
         if self.store.summary(self.name).stop_request is not StopRequest.NONE:
-            self._to("Stopping", "Stopping the training job", status="Stopping")
+            self._to("Stopping", contract.messages.STOPPING, status="Stopping")
             raise _StopAskedError(StopCause.USER)
         if (cause := self._limit_passed()) is not None:
             raise _StopAskedError(cause)

@@ -7,15 +7,18 @@ of what is decided is plain.
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import signal
 import threading
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from harness.contract import messages
 from harness.engines import Host
 from harness.errors import DiskError, HarnessError
 from harness.model import ExitStatus, MetricPoint
@@ -124,33 +127,29 @@ class Watch:
 
     def _pump(self, host: Host) -> None:
         """Drain one host's output into its log and the metric scanner, then report its end."""
-        writer: LogWriter | None = LogWriter(self._logs, host.name)
+        name = host.name
+        status: ExitStatus | None
         try:
-            for chunk in host.output(skip=writer.size if writer else 0):
-                now = time.time_ns() // 1_000_000
-                if writer is not None:
+            with contextlib.closing(LogWriter(self._logs, name)) as writer:
+                # After a crash: the start of the line whose end is still to come.
+                self._scanner.feed(name, writer.unterminated(), _now_ms())
+                for chunk in host.output(skip=writer.size):
+                    now = _now_ms()
                     try:
                         writer.feed(chunk, now)
                     except DiskError as error:
                         # The script must not block on a full pipe because our log can't be written.
-                        self._events.put(f"the log of {host.name} is incomplete: {error}")
-                        writer.close()
-                        writer = None
-                points = self._scanner.feed(host.name, chunk, now)
-                if points:
-                    self._events.put(points)
+                        self._events.put(f"the log of {name} may be incomplete: {error}")
+                    points = self._scanner.feed(name, chunk, now)
+                    if points:
+                        self._events.put(points)
             status = host.wait()
         except HarnessError as error:
             status = ExitStatus(code=255, vanished=True, error=str(error))
         except Exception as error:
-            import traceback
-
             traceback.print_exc()
             status = ExitStatus(code=255, vanished=True, error=f"{type(error).__name__}: {error}")
-        finally:
-            if writer is not None:
-                writer.close()
-        self._events.put((host.name, status or ExitStatus(code=255, vanished=True)))
+        self._events.put((name, status or ExitStatus(code=255, vanished=True)))
 
     # --------------------------------------------------------- the supervisor's side
 
@@ -204,7 +203,7 @@ class Watch:
         if self._ladder is None:
             self._ladder = _Ladder(cause=cause, deadline=deadline)
             if cause != StopCause.PEER:
-                self._store.transition(self._name, "Stopping", _STOPPING[cause], status="Stopping")
+                self._store.transition(self._name, "Stopping", messages.STOPPING, status="Stopping")
             if grace > 0:
                 for host in self._running():
                     host.signal(signal.SIGTERM)
@@ -220,8 +219,5 @@ class Watch:
             self._store.add_metrics(self._name, points, sampled=True)
 
 
-_STOPPING: Final = {
-    StopCause.USER: "Stopping the training job",
-    StopCause.MAX_RUNTIME: "Training job runtime exceeded MaxRuntimeInSeconds",
-    StopCause.MAX_WAIT: "Training job wait time exceeded MaxWaitTimeInSeconds",
-}
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

@@ -15,17 +15,17 @@ from harness.lifecycle import owned, recover, spawn
 from harness.model import JsonObject, Plan, Spec, Treatment
 from harness.store import JobRecord, StopRequest, Store
 
-__all__ = ["check_strict", "collect", "describe", "plan", "run", "stop", "submit", "wait"]
+__all__ = ["check_strict", "collect", "describe", "make_plan", "run", "stop", "submit", "wait"]
 
 _POLL: Final = 0.03
 
 
-def plan(spec: Spec, home: Home | None = None) -> Plan:
+def make_plan(spec: Spec, home: Home | None = None) -> Plan:
     """How this machine would run the spec. Raises MachineError when it can't."""
-    from harness import plan as planning
     from harness.machine import Machine
+    from harness.plan import make
 
-    return planning.make(spec, Machine.probe(home or Home.find()))
+    return make(spec, Machine.probe(home or Home.find()))
 
 
 def check_strict(plan: Plan) -> None:
@@ -54,7 +54,7 @@ def submit(spec: Spec, *, home: Home | None = None, plan: Plan | None = None) ->
     from harness.objects import ObjectStore
 
     home = home or Home.find()
-    chosen = plan or globals()["plan"](spec, home)
+    chosen = plan or make_plan(spec, home)
     if spec.local.strict:
         check_strict(chosen)
     with Store(home) as store:
@@ -92,13 +92,15 @@ def run(
     spec: Spec | str | Path, *, home: Home | None = None, plan: Plan | None = None, **overrides: Any
 ) -> JobRecord:
     """Run a spec (or the spec in that file) here and wait for its end: `harness.run`."""
-    if not isinstance(spec, Spec):
+    if isinstance(spec, Spec):
+        if overrides:
+            raise UsageError("overrides go into harness.load(...) when the spec is already compiled")
+        compiled = spec
+    else:
         from harness.spec import load
 
-        spec = load(Path(spec), overrides=overrides)
-    elif overrides:
-        raise UsageError("overrides go into harness.load(...) when the spec is already compiled")
-    record = submit(spec, home=home, plan=plan)
+        compiled = load(Path(spec), overrides=overrides)
+    record = submit(compiled, home=home, plan=plan)
     return wait(record.name, home=home)
 
 
