@@ -9,12 +9,17 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from harness.engines import Engine, open_engine
+from harness.engines import Engine, Host, open_engine
 from harness.errors import EngineError
+from harness.model import ExitStatus, HostLaunch
 
 IMAGES = ("harness-pytorch", "harness-base:debian")
 """Images with python3 that the docker tests may use, best first; HARNESS_TEST_IMAGE goes before them."""
@@ -116,3 +121,69 @@ def engine(request: pytest.FixtureRequest, home: Path) -> Engine:
         if request.param == "docker":
             raise
         pytest.skip(f"the {request.param} engine can't run here: {error}")
+
+
+class EngineJob:
+    """A job of bare commands on a real engine, without the life cycle; for tests of engines."""
+
+    def __init__(self, engine: Engine, image: str | None, root: Path) -> None:
+        self.engine = engine
+        self.name = f"t-{uuid.uuid4().hex[:12]}"
+        self.image = image
+        self.root = root
+        self.python = "python3" if image else sys.executable
+
+    def launch(self, *command: str, host: str = "algo-1", **fields: Any) -> HostLaunch:
+        """A launch of `command`, its directories made; `fields` are HostLaunch's."""
+        ml, scratch = self.root / host / "ml", self.root / host / "scratch"
+        for directory in (*(ml / name for name in ("input", "model", "output")), scratch):
+            directory.mkdir(parents=True, exist_ok=True)
+        values: dict[str, Any] = {
+            "job_name": self.name,
+            "host": host,
+            "hosts": (host,),
+            "hostname": "ip-10-0-1-2.us-east-1.compute.internal",
+            "image": self.image,
+            "entrypoint": command[:1],
+            "command": command[1:],
+            "environment": {"PYTHONUNBUFFERED": "1"},
+            "ml": ml,
+            "mounts": (),
+            "scratch": scratch,
+            "gpus": (),
+            "shm_bytes": 64 << 20,
+            "python": None if self.image else sys.executable,
+        }
+        return HostLaunch(**{**values, **fields})
+
+    def script(self, code: str, host: str = "algo-1", **fields: Any) -> HostLaunch:
+        """A launch of Python code."""
+        return self.launch(self.python, "-c", code, host=host, **fields)
+
+    def start(self, *launches: HostLaunch) -> list[Host]:
+        """Prepare and start them all."""
+        self.engine.prepare(launches)
+        return [self.engine.start(launch) for launch in launches]
+
+    def run(self, launch: HostLaunch) -> tuple[bytes, ExitStatus]:
+        """Start one host; its whole output and its end."""
+        (host,) = self.start(launch)
+        output = b"".join(host.output())
+        status = host.wait(60)
+        assert status is not None, "still running a minute after its output ended"
+        return output, status
+
+
+@pytest.fixture
+def make_job(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[Engine], EngineJob]]:
+    """Makes jobs of bare commands; closes them after the test."""
+    jobs: list[EngineJob] = []
+
+    def make(engine: Engine) -> EngineJob:
+        image = request.getfixturevalue("docker_image") if engine.name == "docker" else None
+        jobs.append(EngineJob(engine, image, tmp_path / f"job-{len(jobs)}"))
+        return jobs[-1]
+
+    yield make
+    for job in jobs:
+        job.engine.close(job.name)
