@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -24,17 +25,20 @@ __all__ = ["own", "owned", "recover", "spawn"]
 
 LOCK = "supervisor.lock"
 LOG = "supervisor.log"
+_PATIENCE = 1.0
+"""Seconds to try for a lock: `owned` takes it too, for a moment, and must not send an owner away."""
 
 
 @contextlib.contextmanager
 def own(home: Home, name: str) -> Iterator[bool]:
     """Own the job inside the `with`; False when another process does."""
     with _open_lock(home, name) as descriptor:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
+        deadline = time.monotonic() + _PATIENCE
+        while not _try_lock(descriptor, fcntl.LOCK_EX):
+            if time.monotonic() >= deadline:
+                yield False
+                return
+            time.sleep(0.02)
         # Only for people and tests who want to know which process it is; the lock alone decides.
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, str(os.getpid()).encode(), 0)
@@ -44,11 +48,15 @@ def own(home: Home, name: str) -> Iterator[bool]:
 def owned(home: Home, name: str) -> bool:
     """Whether a living supervisor owns the job."""
     with _open_lock(home, name) as descriptor:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
+        return not _try_lock(descriptor, fcntl.LOCK_SH)
+
+
+def _try_lock(descriptor: int, kind: int) -> bool:
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
         return False
+    return True
 
 
 @contextlib.contextmanager

@@ -14,8 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from harness.lifecycle import owned, recover
 from harness.home import Home
+from harness.lifecycle import owned, recover
 from harness.store import Store
 from harness.targets import local
 from tests.jobs.conftest import Job, Submit
