@@ -1,0 +1,146 @@
+"""Which launcher the request asks for, and what of it runs here."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+from . import _entry_point
+from ._environment import which
+from ._errors import ClientError
+from ._log import PYTORCH
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ._environment import Environment
+    from ._log import Log
+
+__all__ = ["MASTER_PORT", "TORCHRUN", "await_hosts", "choose", "torchrun"]
+
+TORCHRUN = "torchrun"
+MASTER_PORT = "7777"
+"""contract: D22, H13"""
+
+_EFA = frozenset(
+    "ml.g4dn.8xlarge ml.g4dn.12xlarge ml.g5.48xlarge ml.p3dn.24xlarge ml.p4d.24xlarge ml.p4de.24xlarge "
+    "ml.p5.48xlarge ml.p5e.48xlarge ml.trn1.32xlarge ml.p6e-gb200.36xlarge".split()
+)
+"""contract: H15, as in 5.1.4"""
+_RDMA = frozenset(
+    "ml.p4d.24xlarge ml.p4de.24xlarge ml.p5.48xlarge ml.p5e.48xlarge ml.trn1.32xlarge "
+    "ml.p6e-gb200.36xlarge".split()
+)
+
+_ORDER = (
+    ("sagemaker_mpi_enabled", "MPI (mpirun)", None),
+    (
+        "sagemaker_pytorch_ddp_enabled",
+        "smddprun for PyTorch DDP",
+        "Invoking SMDataParallel for native PT DDP job",
+    ),
+    ("sagemaker_torch_distributed_enabled", TORCHRUN, "Invoking TorchDistributed..."),
+    ("sagemaker_distributed_dataparallel_enabled", "smddprun", "Invoking SMDataParallel"),
+    ("sagemaker_pytorch_xla_multi_worker_enabled", "PyTorch XLA (xla_spawn)", "Invoking PT-XLA Runner"),
+)
+"""Hyperparameter, launcher and log line, in the order of precedence (contract: H11)."""
+
+_DNS_LIMIT = 15 * 60.0
+_DNS_LONGEST = 30.0
+
+
+def await_hosts(hosts: Sequence[str]) -> None:
+    """Return when every host's name resolves; the last error after 15 minutes (contract: H2)."""
+    import socket
+
+    start = time.monotonic()
+    for host in hosts:
+        wait = 0.2
+        while True:
+            try:
+                socket.gethostbyname(host)
+                break
+            except OSError:
+                if time.monotonic() - start + wait > _DNS_LIMIT:
+                    raise
+            time.sleep(wait)
+            wait = min(wait * 2, _DNS_LONGEST)
+
+
+def choose(environment: Environment, log: Log, *, pytorch: bool) -> str | None:
+    """The launcher to use here: None for a plain start, or torchrun.
+
+    Of the others none runs here. On one host the script is started once instead, and the log says so; on
+    several it would be as many trainings that know nothing of each other: ClientError.
+    """
+    if not environment.distributed:
+        return None
+    for name, launcher, line in _ORDER if pytorch else _ORDER[:1]:
+        if not environment.framework_parameters.get(name):
+            continue
+        if line is not None:
+            log.info(line, PYTORCH)
+        if launcher == TORCHRUN:
+            return TORCHRUN
+        if len(environment.distribution_hosts) > 1:
+            raise ClientError(
+                f"The launcher {launcher} is not run here, and without it the "
+                f"{len(environment.distribution_hosts)} hosts would each train alone: use one host, or "
+                "torch_distributed."
+            )
+        log.warning(
+            f"The launcher {launcher} is not run here: the script is started once, without it, "
+            "as a world of one process."
+        )
+        return None
+    return None
+
+
+def torchrun(environment: Environment, name: str, arguments: Sequence[str], log: Log) -> list[str]:
+    """The words that start torchrun, and its variables into os.environ (contract: H13, H14, H16)."""
+    log.info("Starting distributed training through torchrun")
+    if environment.instance_type in _EFA:
+        os.environ["FI_PROVIDER"] = "efa"
+    if environment.instance_type in _RDMA:
+        os.environ["FI_EFA_USE_DEVICE_RDMA"] = "1"
+        os.environ["RDMAV_FORK_SAFE"] = "1"
+    os.environ["NCCL_SOCKET_IFNAME"] = environment.interface
+    os.environ["NCCL_PROTO"] = "simple"
+    kind = _entry_point.kind(environment.code_dir, name)
+    if kind == _entry_point.PACKAGE:
+        raise ClientError(
+            "Python packages are not supported for torch_distributed. "
+            "Please use a python script as the entry-point"
+        )
+    if kind != _entry_point.PROGRAM:
+        raise ClientError("Unsupported entry point type for torch_distributed")
+    hosts = environment.distribution_hosts
+    processes = environment.framework_parameters.get("sagemaker_mpi_num_of_processes_per_host")
+    if processes is None:
+        processes = environment.num_gpus or environment.num_neurons or 1
+    words = ["neuron_parallel_compile"] if os.environ.get("RUN_NEURON_PARALLEL_COMPILE") == "1" else []
+    words += [*_program(), "--nnodes", str(len(hosts)), "--nproc_per_node", str(processes)]
+    if len(hosts) > 1:
+        words += [
+            "--master_addr",
+            environment.master,
+            "--master_port",
+            environment.master_port or MASTER_PORT,
+        ]
+        words += ["--node_rank", str(hosts.index(environment.current_host))]
+    elif environment.master_port:
+        # torchrun's own choice is one port for everybody; its arguments stay as they are in the cloud.
+        os.environ["PET_MASTER_PORT"] = environment.master_port
+    return [*words, name, *arguments]
+
+
+def _program() -> list[str]:
+    """torchrun of this interpreter; a Python whose PyTorch brought no script has the module."""
+    if (
+        os.path.isfile(os.path.join(os.path.dirname(sys.executable), TORCHRUN))
+        and which(TORCHRUN) is not None
+    ):
+        return [TORCHRUN]
+    return [sys.executable, "-m", "torch.distributed.run"]
