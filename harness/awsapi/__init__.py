@@ -9,14 +9,16 @@ from __future__ import annotations
 
 from harness.awsapi._defaults import describe_defaults
 from harness.awsapi._lint import warnings
-from harness.awsapi._model import botocore_version, nodes
+from harness.awsapi._model import allowed_values, botocore_version, nodes
 from harness.awsapi._rules import check_training, training_rules
-from harness.awsapi._validate import Violation, message, validate, violations
+from harness.awsapi._validate import Violation, closest, message, validate, violations
 
 __all__ = [
     "Violation",
+    "allowed_values",
     "botocore_version",
     "check_training",
+    "closest",
     "describe_defaults",
     "message",
     "nodes",

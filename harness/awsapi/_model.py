@@ -78,6 +78,11 @@ def load(operation: str) -> tuple[str, Shapes]:
     return root, shapes
 
 
+def allowed_values(operation: str, shape: str) -> tuple[str, ...]:
+    """The enumeration of a shape that `operation`'s input reaches; empty when it has none."""
+    return tuple(load(operation)[1][shape].get("enum", ()))
+
+
 def _closure(every: Shapes, root: str) -> Shapes:
     found: Shapes = {}
     waiting = [root]

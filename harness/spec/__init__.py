@@ -1,0 +1,13 @@
+"""What the user writes, compiled to one CreateTrainingJob request.
+
+A spec is `job.toml` in the words of the SageMaker SDK's estimator, the same words in Python
+(`TrainingSpec`), or a raw request as JSON or YAML. All of them give a `model.Spec`.
+"""
+
+from __future__ import annotations
+
+from harness.spec._check import check
+from harness.spec._load import load, parse_set
+from harness.spec._training import TrainingSpec
+
+__all__ = ["TrainingSpec", "check", "load", "parse_set"]

@@ -1,0 +1,143 @@
+"""Spec files: `job.toml`, or a raw CreateTrainingJob request as `.json` or `.yaml`."""
+
+from __future__ import annotations
+
+import copy
+import json
+import sys
+from collections.abc import Mapping
+from datetime import date, datetime, time
+from pathlib import Path
+from typing import Any
+
+from harness.errors import SpecError
+from harness.model import Spec
+from harness.spec._compile import compile_request, compile_words
+from harness.spec._draft import Words
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+_NOTHING: Mapping[str, Any] = {}
+
+
+def load(
+    path: Path | str,
+    *,
+    overrides: Mapping[str, Any] = _NOTHING,
+    local: Mapping[str, Any] = _NOTHING,
+    job_name: str | None = None,
+    now: datetime | None = None,
+) -> Spec:
+    """Read a spec file and compile it.
+
+    Args:
+        path: `.toml` in the SDK's words; `.json`, `.yaml` or `.yml` with a raw request.
+        overrides: dotted word → value, over what the file says (`hyperparameters.lr` → 0.1; in a raw
+            request `ResourceConfig.InstanceType`).
+        local: `[local]` keys from the command line, over the file's; None counts as not given.
+        job_name: the exact job name.
+        now: the moment in a generated job name.
+
+    Raises:
+        SpecError: the file can't be read or a word is wrong.
+        ValidationError: the request breaks AWS's model or rules, in AWS's words.
+    """
+    file = Path(path)
+    given = copy.deepcopy(_read(file))
+    if not isinstance(given, dict):
+        raise SpecError(f"{file}: a spec must be a table of words at its top")
+    for dotted, value in overrides.items():
+        _override(given, dotted, value)
+    words = Words(
+        given=given,
+        origin=str(file),
+        base=file.absolute().parent,
+        overridden={dotted: f"--set {dotted}" for dotted in overrides},
+    )
+    compile_ = compile_words if file.suffix == ".toml" else compile_request
+    return compile_(words, local=local, job_name=job_name, now=now)
+
+
+def parse_set(text: str) -> tuple[str, Any]:
+    """`hyperparameters.lr=0.1` → ("hyperparameters.lr", 0.1); what is no TOML value is a string.
+
+    Raises:
+        SpecError: there is no `=` in it.
+    """
+    dotted, equals, value = text.partition("=")
+    if not equals or not dotted.strip():
+        raise SpecError(f"{text!r} is no assignment; write it as word=value, such as hyperparameters.lr=0.1")
+    try:
+        parsed = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value
+    return dotted.strip(), value if isinstance(parsed, (date, time)) else parsed
+
+
+def _read(file: Path) -> Any:
+    readers = {".toml": _toml, ".json": _json, ".yaml": _yaml, ".yml": _yaml}
+    if file.suffix not in readers:
+        raise SpecError(f"{file}: a spec is a .toml, .json, .yaml or .yml file")
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise SpecError(f"the spec {file} can't be read: {reason}") from error
+    return readers[file.suffix](file, text)
+
+
+def _toml(file: Path, text: str) -> Any:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise SpecError(f"{file} is not valid TOML: {error}") from error
+
+
+def _json(file: Path, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise SpecError(
+            f"{file} is not valid JSON: {error.msg} (at line {error.lineno}, column {error.colno})"
+        ) from error
+
+
+def _yaml(file: Path, text: str) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f" (at line {mark.line + 1}, column {mark.column + 1})" if mark else ""
+        raise SpecError(f"{file} is not valid YAML: {error.problem}{place}") from error
+    except yaml.YAMLError as error:
+        raise SpecError(f"{file} is not valid YAML: {error}") from error
+
+
+def _override(given: dict[str, Any], dotted: str, value: Any) -> None:
+    try:  # TOML's own dotted keys: a key with a dot in it is quoted
+        tree: Any = tomllib.loads(f"{dotted} = 0")
+    except tomllib.TOMLDecodeError as error:
+        raise SpecError(f"{dotted!r} is no word of a spec: {error}") from error
+    parts = []
+    while isinstance(tree, dict):
+        ((part, tree),) = tree.items()
+        parts.append(part)
+    place: Any = given
+    for number, part in enumerate(parts, start=1):
+        last = number == len(parts)
+        if isinstance(place, list) and part.isdecimal() and int(part) < len(place):
+            if last:
+                place[int(part)] = value
+            else:
+                place = place[int(part)]
+        elif not isinstance(place, dict):
+            raise SpecError(f"{dotted} can't be set: {'.'.join(parts[: number - 1])} is no table")
+        elif last:
+            place[part] = value
+        else:
+            place = place.setdefault(part, {})

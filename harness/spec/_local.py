@@ -1,0 +1,72 @@
+"""The `[local]` table: how this machine stands in for the cloud."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from harness.model import ENGINES, LocalOptions
+from harness.spec._draft import Words
+from harness.spec._table import kind, unknown
+
+_FIELDS = tuple(f.name for f in dataclasses.fields(LocalOptions))
+_SIZE = re.compile(r"\d+(\.\d+)?[kmgt]?i?b?", re.IGNORECASE)
+_SWITCHES = ("offline", "strict")
+_SECONDS = ("stop_grace", "checkpoint_interval")
+_TABLES = ("images", "file_systems")
+
+
+def local_options(words: Words, options: Mapping[str, Any]) -> LocalOptions:
+    """`[local]` of the spec with the command line's `options` over it; None means not given.
+
+    Raises:
+        SpecError: an unknown key, or a value that makes no sense.
+    """
+    table = words.get("local", {})
+    if not isinstance(table, Mapping):
+        raise words.error(f"local must be a table, not {kind(table)}")
+    values: dict[str, Any] = {**table, **{key: value for key, value in options.items() if value is not None}}
+    for key in _TABLES:
+        if isinstance(table.get(key), Mapping) and isinstance(options.get(key), Mapping):
+            values[key] = {**table[key], **options[key]}
+    for key, value in values.items():
+        if key not in _FIELDS:
+            raise words.error(unknown(key, "[local]", _FIELDS, _FIELDS))
+        values[key] = _checked(words, key, value)
+    return LocalOptions(**values)
+
+
+def _checked(words: Words, key: str, value: Any) -> Any:
+    def wrong(must: str) -> Exception:
+        return words.error(f"[local] {key} must be {must}, not {value!r}")
+
+    if key == "engine":
+        if value not in (*ENGINES, "fake"):
+            raise wrong(f"one of {', '.join(ENGINES)}")
+    elif key == "gpus":
+        number = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+        if not number and not (isinstance(value, str) and re.fullmatch(r"all|none|\d+(,\d+)*", value)):
+            raise wrong('"all", a number, or indices such as "0,2"')
+    elif key in _TABLES:
+        if not isinstance(value, Mapping) or not all(isinstance(each, str) for each in value.values()):
+            raise wrong("a table of strings")
+        if key == "file_systems":
+            return {name: str(words.path(path)) for name, path in value.items()}
+        return dict(value)
+    elif key in ("shm_size", "memory"):
+        text = str(value)
+        if isinstance(value, bool) or not _SIZE.fullmatch(text):
+            raise wrong('a size in bytes, or one such as "64m" or "2g"')
+        return text
+    elif key in _SECONDS:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0:
+            raise wrong("a number of seconds")
+        return float(value)
+    elif key in _SWITCHES:
+        if not isinstance(value, bool):
+            raise wrong("true or false")
+    elif not isinstance(value, str):
+        raise wrong("a string")
+    return value
