@@ -22,7 +22,7 @@ else:  # pragma: no cover - the same modules under their names of Python 3.10
     import sre_constants as sre
     import sre_parse
 
-__all__ = ["literals", "parse", "rewrite"]
+__all__ = ["is_cheap", "literals", "parse", "rewrite"]
 
 _NEWLINE: Final = 10
 _SETS: Final = {
@@ -49,7 +49,7 @@ _REPEATS: Final = {
     sre.MIN_REPEAT: "?",
     getattr(sre, "POSSESSIVE_REPEAT", None): "+",
 }
-_FLAGS: Final = {"a": re.ASCII, "i": re.IGNORECASE}
+_SINGLE: Final = {sre.LITERAL, sre.NOT_LITERAL, sre.ANY, sre.IN}
 
 
 def parse(pattern: str) -> Any:
@@ -60,15 +60,19 @@ def parse(pattern: str) -> Any:
         return sre_parse.parse(pattern)
 
 
-def rewrite(tree: Any) -> str:
-    """The pattern for `regex.compile(…, regex.VERSION0 | regex.MULTILINE)`.
+def rewrite(tree: Any) -> tuple[str, re.RegexFlag]:
+    """The pattern for `regex` (with VERSION0), and when cheap also for `re`; and its flags.
 
     Every line of the text must end with a newline. Each match is the first of its line and consumes the
-    rest of it; group numbers are those of the original.
+    rest of it; group numbers are those of the original. Raises `NotImplementedError` for what only a
+    newer `re` knows, and for `(?a:…)`, which `regex` takes for the whole pattern.
     """
-    flags = "".join(letter for letter, flag in _FLAGS.items() if tree.state.flags & flag)
-    body = "".join(_write(item) for item in tree)
-    return f"(?{flags}:{body})[^\\n]*+\\n" if flags else f"(?:{body})[^\\n]*+\\n"
+    flags = re.RegexFlag(tree.state.flags) & (re.ASCII | re.IGNORECASE)
+    # Where only a part ignores case, `regex` misses matches (seen in 2026.11): both cases are written out.
+    fold = bool(flags & re.IGNORECASE) if _ignores_case_in_part(tree) else None
+    if fold is not None:
+        flags &= ~re.IGNORECASE
+    return f"(?:{_sequence(tree, fold)})[^\\n]*\\n", flags | re.MULTILINE
 
 
 def literals(tree: Any) -> tuple[str, ...]:
@@ -78,67 +82,120 @@ def literals(tree: Any) -> tuple[str, ...]:
     return _required(tree)
 
 
-def _write(item: tuple[Any, Any]) -> str:
-    op, argument = item
+def is_cheap(tree: Any) -> bool:
+    """Whether a search needs no time limit in short lines, so that the faster `re` may do it.
+
+    True for a text followed by single characters of which one may be repeated, as in
+    `Train_Loss = (.*?) :`: in a line of n characters that takes n² steps at worst.
+    """
+    items = list(tree)
+    return bool(items) and items[0][0] is sre.LITERAL and _repeats(items) <= 1
+
+
+def _repeats(items: Any) -> float:
+    """How many repeats there are; infinite when there is anything whose cost is less plain."""
+    total = 0.0
+    for op, argument in items:
+        if op in (sre.MAX_REPEAT, sre.MIN_REPEAT):
+            body = list(argument[2])
+            total += 1 if len(body) == 1 and body[0][0] in _SINGLE else float("inf")
+        elif op is sre.SUBPATTERN:
+            total += _repeats(argument[3])
+        elif op not in _SINGLE and op is not sre.AT:
+            return float("inf")
+    return total
+
+
+def _ignores_case_in_part(items: Any) -> bool:
+    for op, argument in items:
+        if op is sre.SUBPATTERN and (argument[1] | argument[2]) & re.IGNORECASE:
+            return True
+        if any(_ignores_case_in_part(body) for body in _bodies(op, argument)):
+            return True
+    return False
+
+
+def _bodies(op: Any, argument: Any) -> list[Any]:
+    """The sequences inside an item."""
+    if op is sre.SUBPATTERN:
+        return [argument[3]]
+    if op in _REPEATS:
+        return [argument[2]]
+    if op is sre.BRANCH:
+        return list(argument[1])
+    if op in (sre.ASSERT, sre.ASSERT_NOT):
+        return [argument[1]]
+    if op is getattr(sre, "ATOMIC_GROUP", None):
+        return [argument]
+    if op is sre.GROUPREF_EXISTS:
+        return [body for body in argument[1:] if body is not None]
+    return []
+
+
+def _sequence(items: Any, fold: bool | None) -> str:
+    return "".join(_write(op, argument, fold) for op, argument in items)
+
+
+def _write(op: Any, argument: Any, fold: bool | None) -> str:
+    """One item; `fold` says that letters must be written in both cases, None that the flags do it."""
     if op is sre.LITERAL:
-        return _character(argument) if argument != _NEWLINE else "(?!)"
+        if argument == _NEWLINE:
+            return "(?!)"
+        return _set([(op, argument)], fold) if fold and len(_cases(argument)) > 1 else _character(argument)
     if op is sre.NOT_LITERAL:
-        return "[^\\n]" if argument == _NEWLINE else f"[^\\n{_character(argument)}]"
+        return _set([(sre.NEGATE, None), (sre.LITERAL, argument)], fold)
     if op is sre.ANY:
         return "[^\\n]"
     if op is sre.IN:
-        return _set(argument)
+        return _set(argument, fold)
     if op is sre.AT:
         return _PLACES[argument]
-    if op is sre.BRANCH:
-        return f"(?:{'|'.join(_sequence(branch) for branch in argument[1])})"
     if op is sre.SUBPATTERN:
-        return _group(*argument)
-    if op in _REPEATS:
-        low, high, body = argument
-        most = "" if high is sre.MAXREPEAT else high
-        return f"(?:{_sequence(body)}){{{low},{most}}}{_REPEATS[op]}"
-    if op is getattr(sre, "ATOMIC_GROUP", None):
-        return f"(?>{_sequence(argument)})"
-    if op in (sre.ASSERT, sre.ASSERT_NOT):
-        direction, body = argument
-        sign = "=" if op is sre.ASSERT else "!"
-        return f"(?{'<' if direction < 0 else ''}{sign}{_sequence(body)})"
+        return _group(argument, fold)
     if op is sre.GROUPREF:
-        return rf"\g<{argument}>"
-    if op is sre.GROUPREF_EXISTS:
-        number, yes, no = argument
-        return f"(?({number}){_sequence(yes)}|{_sequence(no) if no is not None else ''})"
+        return rf"(?i:\g<{argument}>)" if fold else rf"\g<{argument}>"
     if op is sre.FAILURE:
         return "(?!)"
-    raise NotImplementedError(f"this Python's re knows {op}, which the harness doesn't")
+    bodies = [_sequence(body, fold) for body in _bodies(op, argument)]
+    if op is sre.BRANCH:
+        return f"(?:{'|'.join(bodies)})"
+    if op in _REPEATS:
+        low, high, _ = argument
+        most = "" if high is sre.MAXREPEAT else high
+        return f"(?:{bodies[0]}){{{low},{most}}}{_REPEATS[op]}"
+    if op is getattr(sre, "ATOMIC_GROUP", None):
+        return f"(?>{bodies[0]})"
+    if op in (sre.ASSERT, sre.ASSERT_NOT):
+        sign = "=" if op is sre.ASSERT else "!"
+        return f"(?{'<' if argument[0] < 0 else ''}{sign}{bodies[0]})"
+    if op is sre.GROUPREF_EXISTS:
+        return f"(?({argument[0]}){'|'.join(bodies)})"
+    raise NotImplementedError(str(op))
 
 
-def _sequence(items: Any) -> str:
-    return "".join(_write(item) for item in items)
+def _group(argument: Any, fold: bool | None) -> str:
+    number, on, off, body = argument
+    if (on | off) & (re.ASCII | re.UNICODE):
+        raise NotImplementedError("flags a or u for a part of the pattern")
+    if (on | off) & re.IGNORECASE:
+        fold = bool(on & re.IGNORECASE)
+    return f"{'(' if number is not None else '(?:'}{_sequence(body, fold)})"
 
 
-def _group(number: int | None, on: int, off: int, body: Any) -> str:
-    added = "".join(letter for letter, flag in _FLAGS.items() if on & flag)
-    removed = "".join(letter for letter, flag in _FLAGS.items() if off & flag)
-    inner = _sequence(body)
-    if added or removed:
-        inner = f"(?{added}{'-' + removed if removed else ''}:{inner})"
-    return f"({inner})" if number is not None else f"(?:{inner})"
-
-
-def _set(items: list[tuple[Any, Any]]) -> str:
+def _set(items: list[tuple[Any, Any]], fold: bool | None) -> str:
     negated = items[0][0] is sre.NEGATE
     members = []
     newline = False
     for op, argument in items[negated:]:
         if op is sre.LITERAL:
             newline |= argument == _NEWLINE
-            members.append(_character(argument))
+            members += _cases(argument) if fold else [_character(argument)]
         elif op is sre.RANGE:
             low, high = argument
             newline |= low <= _NEWLINE <= high
             members.append(f"{_character(low)}-{_character(high)}")
+            if fold:
+                members += {case for code in range(low, min(high, 0x24F) + 1) for case in _cases(code)}
         else:
             newline |= argument in _WITH_NEWLINE
             members.append(_SETS[argument])
@@ -146,6 +203,17 @@ def _set(items: list[tuple[Any, Any]]) -> str:
     if negated:
         return f"[^\\n{inside}]"
     return f"(?!\\n)[{inside}]" if newline else f"[{inside}]"
+
+
+def _cases(code: int) -> list[str]:
+    character = chr(code)
+    cases = {
+        character,
+        character.lower(),
+        character.upper(),
+        {"k": "\u212a", "s": "\u017f"}.get(character.lower(), ""),
+    }
+    return sorted(_character(ord(case)) for case in cases if len(case) == 1)
 
 
 def _character(code: int) -> str:

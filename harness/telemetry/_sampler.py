@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.model import Gpu, MetricPoint, Usage
+from harness.engines.base import Host
+from harness.model import Gpu, MetricPoint
 
 __all__ = ["Sampler"]
 
@@ -24,48 +25,50 @@ class Sampler:
     NVIDIA's library answers (contract: I16). DiskUtilization is that of the file system of /opt/ml.
     """
 
-    def __init__(self, *, disks: Mapping[str, Path], gpus: Mapping[str, Sequence[Gpu]] | None = None) -> None:
+    def __init__(self, disks: Mapping[str, Path], gpus: Mapping[str, Sequence[Gpu]]) -> None:
         """`disks`: where each host's /opt/ml is; `gpus`: the GPUs that each host was given."""
         self._disks = dict(disks)
-        self._gpus = {host: tuple(each) for host, each in (gpus or {}).items() if each}
+        self._gpus = {host: tuple(each) for host, each in gpus.items() if each}
         self._cpu: dict[str, tuple[float, float]] = {}
         self._devices: dict[str, Any] | None = None
+        self._library = False
 
-    def sample(self, host: str, usage: Usage | None, now_ms: int | None = None) -> list[MetricPoint]:
-        """The metrics of `host` now; `usage` is what its engine says, None when that can't be told.
+    def sample(self, host: Host, now_ms: int | None = None) -> list[MetricPoint]:
+        """The metrics of `host` now; those that its engine can't tell are missing.
 
         CPUUtilization is the mean since the last call, so the first call has none.
         """
         values: dict[str, float] = {}
+        usage = host.usage()
         if usage is not None:
             now = time.monotonic()
-            before = self._cpu.get(host)
-            self._cpu[host] = (now, usage.cpu_seconds)
+            before = self._cpu.get(host.name)
+            self._cpu[host.name] = (now, usage.cpu_seconds)
             if before is not None and now > before[0]:
                 busy = max(0.0, usage.cpu_seconds - before[1])
                 values["CPUUtilization"] = 100 * busy / (now - before[0])
             if usage.memory_limit_bytes > 0:
                 values["MemoryUtilization"] = 100 * usage.memory_bytes / usage.memory_limit_bytes
-        if host in self._disks:
+        if host.name in self._disks:
             try:
-                disk = shutil.disk_usage(self._disks[host])
+                disk = shutil.disk_usage(self._disks[host.name])
                 values["DiskUtilization"] = 100 * disk.used / disk.total
             except OSError as error:
-                _log.debug("no DiskUtilization of %s: %s", host, error)
-        if host in self._gpus:
-            values.update(self._gpu_values(self._gpus[host]))
-        stamp = int(time.time() * 1000) if now_ms is None else now_ms
+                _log.debug("no DiskUtilization of %s: %s", host.name, error)
+        if host.name in self._gpus:
+            values.update(self._gpu_values(self._gpus[host.name]))
+        stamp = time.time_ns() // 1_000_000 if now_ms is None else now_ms
         return [
-            MetricPoint(name=name, value=round(value, 2), timestamp_ms=stamp, host=host)
+            MetricPoint(name=name, value=round(value, 2), timestamp_ms=stamp, host=host.name)
             for name, value in values.items()
         ]
 
     def close(self) -> None:
         """Give NVIDIA's library back."""
-        if self._devices:
+        if self._library:
             import pynvml
 
-            self._devices = None
+            self._library, self._devices = False, None
             pynvml.nvmlShutdown()
 
     def _gpu_values(self, gpus: Sequence[Gpu]) -> dict[str, float]:
@@ -101,6 +104,7 @@ class Sampler:
             except pynvml.NVMLError as error:
                 _log.debug("no GPU metrics: %s", error)
                 return self._devices
+            self._library = True
             for gpus in self._gpus.values():
                 for gpu in gpus:
                     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from types import TracebackType
@@ -83,16 +84,16 @@ class LogWriter:
         return tail[tail.rfind(b"\n") + 1 :]
 
     def close(self) -> None:
-        """Write what is kept back and close the files; raises `DiskError` when the disk is still full."""
+        """Write what is kept back and close the files. What the disk still doesn't take is in `lost` then."""
         if self._log < 0:
             return
-        try:
-            if self._pending:
+        if self._pending:
+            with contextlib.suppress(DiskError):  # an earlier `feed` raised it already
                 self._flush(self._last_ms)
-        finally:
-            os.close(self._log)
-            os.close(self._index)
-            self._log = self._index = -1
+            self.lost += len(self._pending)
+        os.close(self._log)
+        os.close(self._index)
+        self._log = self._index = -1
 
     def _flush(self, now_ms: int) -> None:
         data, self._pending = bytes(self._pending), bytearray()
