@@ -137,9 +137,17 @@ class DockerEngine:
     def _create_network(self, name: str, labels: dict[str, str], *, internal: bool) -> str:
         from docker.errors import APIError
 
+        # `internal` alone leaves this machine itself in reach, by the bridge's address: it gets none.
+        hidden = {"com.docker.network.bridge.inhibit_ipv4": "true"} if not self._daemon.podman else None
+
         def create(name: str) -> str:
             made = self._daemon.client.create_network(
-                name, driver="bridge", labels=labels, internal=internal, check_duplicate=True
+                name,
+                driver="bridge",
+                labels=labels,
+                internal=internal,
+                options=hidden if internal else None,
+                check_duplicate=True,
             )
             return str(made["Id"])
 
