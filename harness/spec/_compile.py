@@ -206,9 +206,8 @@ def _cluster(words: Words) -> tuple[str | None, list[str]]:
     groups = _groups(words)
     types = [str(group.get("InstanceType")) for group in groups]
     accelerated = [name for name in types if re.match(r"ml\.[gp]", name)]
-    return single or (accelerated or types or [None])[0], [
-        str(group.get("InstanceGroupName")) for group in groups
-    ]
+    chosen = single or next(iter(accelerated or types), None)
+    return chosen, [str(group.get("InstanceGroupName")) for group in groups]
 
 
 def _groups(words: Words) -> list[JsonObject]:
