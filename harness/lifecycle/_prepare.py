@@ -10,9 +10,9 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Final
 
 from harness import contract
-from harness.channels import StagedChannel, extract_source, stage
+from harness.channels import StagedChannel, extract_source, open_remote, stage
 from harness.engines.images import standins_path
-from harness.errors import InternalServerError
+from harness.errors import ClientError, InternalServerError
 from harness.model import Gpu, HostLaunch, Mount
 from harness.objects import ObjectStore
 from harness.store import HostRecord
@@ -84,6 +84,9 @@ class Preparation:
                 for channel in channels[self._hosts[0]]
             },
         )
+        for channel in channels[self._hosts[0]]:
+            for warning in channel.warnings:
+                job.note(warning)
         prepared = self._prepared(shares)
         launches = tuple(self._launch(host, prepared, channels[host]) for host in self._hosts)
         epoch = int(time.time())
@@ -157,7 +160,7 @@ class Preparation:
         self._scratch(host).mkdir()
         uri = contract.submit_directory(self._request)
         if uri is not None:
-            extract_source(uri, objects, tree / "code")
+            self._extract(uri, objects, tree / "code")
         contract.write_tree(
             tree,
             request=self._request,
@@ -175,6 +178,19 @@ class Preparation:
                 for channel in channels
             ],
         )
+
+    def _extract(self, uri: str, objects: ObjectStore, dest: Path) -> None:
+        """The script's source: out of the local object store, where `submit` put it, or real S3."""
+        remote = None
+        if not objects.exists(uri):
+            found = open_remote(self._job.spec.local, self._job.spec.region)
+            if isinstance(found, str):
+                raise ClientError(
+                    f"Data download failed: there is no {uri} in the local object store; {found}"
+                )
+            remote = found
+        for warning in extract_source(uri, objects, dest, remote=remote).warnings:
+            self._job.note(warning)
 
     def _launch(self, host: str, prepared: Prepared, channels: Sequence[StagedChannel]) -> HostLaunch:
         job = self._job

@@ -60,10 +60,13 @@ def submit(spec: Spec, *, home: Home | None = None, plan: Plan | None = None) ->
     with Store(home) as store:
         store.check_free(spec.job_name)
         objects = ObjectStore(home.s3)
+        notes = [*spec.warnings]
         for upload in spec.uploads:
             if upload.kind == "source":
-                materialise_source(upload, objects)
+                notes += materialise_source(upload, objects).warnings
         record = store.create_job(spec, chosen, message=messages.STARTING)
+        if notes:
+            store.merge_result(spec.job_name, notes=notes)
     spawn(home, spec.job_name)
     return record
 
@@ -134,6 +137,7 @@ def collect(
     Returns what was (or, with `dry_run`, would be) removed: job names and bytes.
     """
     from harness.channels import collect as collect_cache
+    from harness.channels import used
 
     home = home or Home.find()
     removed: list[str] = []
@@ -152,10 +156,8 @@ def collect(
             if not dry_run:
                 shutil.rmtree(directory)
                 store.delete_job(record.name)
-        active = bool(store.unfinished())
-    cache = 0
-    if not active:
-        cache = collect_cache(home.cache, dry_run=dry_run)
+        keep = [path for name in store.unfinished() for path in used(home.job(name))]
+    cache = collect_cache(home.cache, keep=keep, dry_run=dry_run)
     return {"jobs": removed, "job_bytes": freed, "cache_bytes": cache}
 
 
