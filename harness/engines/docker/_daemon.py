@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,12 +33,21 @@ class Daemon:
     address: str
     podman: bool
 
+    def reach(self) -> None:
+        """See that somebody listens.
+
+        Raises:
+            OSError: nobody does. The library would raise it too, wrapped thrice, and leave a socket open.
+        """
+        reach(self.address)
+
     @contextmanager
     def doing(self, what: str) -> Iterator[None]:
         """Turns the library's errors into one EngineError that says what was being done."""
         from docker.errors import APIError, DockerException
 
         try:
+            self.reach()
             yield
         except APIError as error:
             raise EngineError(_advise(f"can't {what}: {explain(error)}")) from error
@@ -58,6 +68,7 @@ class Daemon:
         pause = 0.05
         while True:
             try:
+                self.reach()
                 self.client.ping()
             except (DockerException, OSError):
                 if time.monotonic() + pause > deadline:
@@ -80,6 +91,7 @@ def connect() -> Daemon:
     options = _address()
     address = str(options.get("base_url", ""))
     try:
+        reach(address)
         client = docker.APIClient(version="auto", timeout=CALL_SECONDS, max_pool_size=64, **options)
         about = client.version()
     except (DockerException, OSError) as error:
@@ -94,6 +106,15 @@ def connect() -> Daemon:
             f"{OLDEST[0]}.{OLDEST[1]:02} or newer is needed: update it, {ELSEWHERE}"
         )
     return Daemon(client=client, address=address, podman=podman)
+
+
+def reach(address: str) -> None:
+    """Connect to a Unix socket and hang up; other addresses are left to the library."""
+    scheme, _, path = address.partition("://")
+    if scheme in ("unix", "http+unix"):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.settimeout(CALL_SECONDS)
+            probe.connect(path if path.startswith("/") else f"/{path}")
 
 
 def lost(error: BaseException) -> bool:
@@ -131,9 +152,9 @@ def _address() -> dict[str, Any]:
         raise EngineError(f"the docker command's current context can't be read: {error}") from error
     system, runtime = Path("/var/run/docker.sock"), os.environ.get("XDG_RUNTIME_DIR")
     own = [Path(runtime, "docker.sock"), Path(runtime, "podman/podman.sock")] if runtime else []
-    for socket in (system, *own, Path("/run/podman/podman.sock")):
-        if os.access(socket, os.R_OK | os.W_OK):
-            return {"base_url": f"unix://{socket}"}
+    for path in (system, *own, Path("/run/podman/podman.sock")):
+        if os.access(path, os.R_OK | os.W_OK):
+            return {"base_url": f"unix://{path}"}
     return {"base_url": f"unix://{system}"}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -51,7 +52,8 @@ class DockerEngine:
 
     def prepare(self, launches: tuple[HostLaunch, ...]) -> None:
         job = launches[0].job_name
-        labels = _launch.labels(launches, scope=self._scope, since=time.time() - 1)
+        # A tenth of a second: file systems stamp with a clock that lags behind.
+        labels = _launch.labels(launches, scope=self._scope, since=time.time() - 0.1)
         network = self._create_network(
             f"harness-{job}", labels, internal=any(item.network_isolated for item in launches)
         )
@@ -113,6 +115,8 @@ class DockerEngine:
             for host in hosts:
                 host.release()
             _each(self._remove_container, [item["Id"] for item in containers])
+            volumes = self._daemon.client.volumes(filters=self._filters(job_name))["Volumes"] or ()
+            _each(self._remove_volume, [item["Name"] for item in volumes])
         # The labels go last: until the files are the user's, the next close must still find them.
         if labels:
             give(self._daemon, _claim(labels))
@@ -177,6 +181,12 @@ class DockerEngine:
             for container in client.inspect_network(network)["Containers"]:
                 client.disconnect_container_from_network(container, network, force=True)
             client.remove_network(network)
+
+    def _remove_volume(self, volume: str) -> None:
+        from docker.errors import NotFound
+
+        with contextlib.suppress(NotFound):
+            self._daemon.client.remove_volume(volume, force=True)
 
     # Containers
 

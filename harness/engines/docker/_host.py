@@ -173,14 +173,15 @@ class DockerHost:
         code = 137
         while True:
             try:
+                self._daemon.reach()
                 code = self._daemon.client.wait(self._container, timeout=None)["StatusCode"]
                 state = self._daemon.client.inspect_container(self._container)["State"]
+                if state["Status"] in ("removing", "dead"):
+                    return self._removed(code)
                 if not state["Running"]:
                     return exit_status(state)
             except NotFound:
-                return ExitStatus(
-                    code=code, vanished=True, error=f"the container of {self._name} was removed while it ran"
-                )
+                return self._removed(code)
             except APIError as error:
                 if status_of(error) < 500:
                     raise
@@ -197,6 +198,11 @@ class DockerHost:
     def _survived(self) -> bool:
         self._breaks += 1
         return self._daemon.returns()
+
+    def _removed(self, code: int) -> ExitStatus:
+        return ExitStatus(
+            code=code, vanished=True, error=f"the container of {self._name} was removed while it ran"
+        )
 
     def _abandoned(self) -> ExitStatus:
         return ExitStatus(
@@ -240,6 +246,7 @@ class DockerHost:
         rest, demultiplexer = Rest(journal), Demultiplexer()
         query = {"stdout": 1, "stderr": 1, "follow": int(follow)}
         try:
+            self._daemon.reach()
             with client.get(
                 f"{client.base_url}/v{client.api_version}/containers/{self._container}/logs",
                 params=query,

@@ -41,7 +41,7 @@ def labels(launches: tuple[HostLaunch, ...], *, scope: str, since: float) -> dic
         OWN: json.dumps(sorted(own)),
         SHARED: json.dumps(sorted(shared)),
         IMAGE: launches[0].image or "",
-        SINCE: f"{since:.0f}",
+        SINCE: repr(since),
     }
 
 
@@ -119,7 +119,7 @@ def container(
     )
     host_config = client.create_host_config(
         network_mode=network,
-        mounts=_mounts(launch, overlays=overlays),
+        mounts=_mounts(launch, scope=scope, overlays=overlays),
         shm_size=launch.shm_bytes,
         mem_limit=launch.memory_bytes,
         memswap_limit=launch.memory_bytes,  # the same number: no swap on top
@@ -160,9 +160,11 @@ def _environment(launch: HostLaunch) -> dict[str, str]:
     return environment
 
 
-def _mounts(launch: HostLaunch, *, overlays: bool) -> list[Any]:
+def _mounts(launch: HostLaunch, *, scope: str, overlays: bool) -> list[Any]:
     from docker.types import Mount as DockerMount
 
+    # Volumes without a name go with their container, unless it is removed by someone who doesn't say so.
+    volume = {JOB: launch.job_name, SCOPE: scope}
     mounts = [
         DockerMount(target=str(ML), source=str(launch.ml), type="bind"),
         DockerMount(target="/tmp", source=str(launch.scratch / "tmp"), type="bind"),
@@ -170,10 +172,10 @@ def _mounts(launch: HostLaunch, *, overlays: bool) -> list[Any]:
     if not any((launch.ml / "code").iterdir()):
         # An empty volume takes over what the image has there: code baked into /opt/ml/code is seen, all
         # else under /opt/ml is hidden (contract: A11).
-        mounts.append(DockerMount(target=str(ML / "code"), source=None, type="volume"))
+        mounts.append(DockerMount(target=str(ML / "code"), source=None, type="volume", labels=volume))
     for mount in launch.mounts:
         if mount.mode == "overlay" and overlays:
-            mounts.append(_overlay(launch, mount))
+            mounts.append(_overlay(launch, mount, volume))
         else:
             read_only = mount.mode != "rw"
             mounts.append(
@@ -184,8 +186,8 @@ def _mounts(launch: HostLaunch, *, overlays: bool) -> list[Any]:
     return mounts
 
 
-def _overlay(launch: HostLaunch, mount: Mount) -> Any:
-    """A volume that shows `source` and keeps the host's writes apart from it; goes with the container."""
+def _overlay(launch: HostLaunch, mount: Mount, labels: dict[str, str]) -> Any:
+    """A volume that shows `source` and keeps the host's writes apart from it."""
     from docker.types import DriverConfig
     from docker.types import Mount as DockerMount
 
@@ -201,6 +203,7 @@ def _overlay(launch: HostLaunch, mount: Mount) -> Any:
         source=None,
         type="volume",
         no_copy=True,
+        labels=labels,
         driver_config=DriverConfig("local", dict(options)),
     )
 
