@@ -1,0 +1,11 @@
+"""What this box has: cores, memory, GPUs, Docker or Podman, user namespaces, disk, network, Python."""
+
+from __future__ import annotations
+
+from harness.machine._checks import Check, checks
+from harness.machine._daemon import Docker, Image
+from harness.machine._machine import Machine
+from harness.machine._namespaces import Sandbox
+from harness.machine._python import Python
+
+__all__ = ["Check", "Docker", "Image", "Machine", "Python", "Sandbox", "checks"]
