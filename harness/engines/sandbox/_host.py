@@ -1,0 +1,209 @@
+"""One running host of the sandbox, as the supervisor sees it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from typing import IO, Any, Final
+
+from harness.engines.sandbox import _usage
+from harness.engines.sandbox._memory import MemoryGroup, machine_memory, oom_kills
+from harness.engines.sandbox.inner import launcher
+from harness.errors import EngineError
+from harness.model import ExitStatus, Usage
+
+__all__ = ["SandboxHost"]
+
+_READ: Final = 1 << 20
+_KILL_PATIENCE: Final = 30.0
+
+
+class SandboxHost:
+    """A host that was started. Safe to use from several threads.
+
+    `output` hands out each byte once, straight from the pipe, so that a slow reader slows the script down
+    instead of filling a disk: read it in a thread of its own, or a host that writes more than the pipe
+    holds (1 MiB) waits for you.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        process: subprocess.Popen[bytes],
+        output: int,
+        status: int,
+        report: dict[str, Any],
+        group: MemoryGroup | None,
+        memory_limit: int | None,
+        oom_kills_before: int,
+    ) -> None:
+        self._name = name
+        self._process = process
+        assert process.stdin is not None
+        self._control: IO[bytes] = process.stdin
+        self._output = output
+        self._position = 0
+        self._pid = int(report["pid"])
+        self._exec_error: dict[str, Any] | None = report["exec"]
+        self._group = group
+        self._memory_limit = memory_limit
+        self._oom_kills_before = oom_kills_before
+        self._we_killed = False
+        self._status: ExitStatus | None = None
+        self._ended = threading.Event()
+        self._control_lock = threading.Lock()
+        self._output_lock = threading.Lock()
+        self._end_signal, self._end_tell = os.pipe()
+        self.notes: tuple[str, ...] = tuple(report["notes"])
+        """What this machine couldn't give the host, one sentence each."""
+        # Daemon: a supervisor that ends takes its hosts along, there is nothing to wait for.
+        self._watcher = threading.Thread(
+            target=self._watch, args=(status,), name=f"sandbox-{name}", daemon=True
+        )
+        self._watcher.start()
+
+    def __repr__(self) -> str:
+        return f"<SandboxHost {self._name} pid {self._pid}{' ended' if self._ended.is_set() else ''}>"
+
+    def __del__(self) -> None:
+        for descriptor in (self._output, self._end_signal):
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def pid(self) -> int:
+        """Process 1 of the host, as this machine numbers it."""
+        return self._pid
+
+    def output(self, skip: int = 0) -> Iterator[bytes]:
+        """See `Host.output`. A second call goes on where the first stopped.
+
+        Raises:
+            EngineError: bytes are asked for that were handed out already; a pipe has them only once.
+        """
+        with self._output_lock:
+            if skip < self._position:
+                if skip:
+                    raise EngineError(
+                        f"the first {self._position} bytes of {self._name}'s output were read already, not only {skip}"
+                    )
+                skip = self._position
+            poll = select.poll()
+            poll.register(self._output, select.POLLIN)
+            poll.register(self._end_signal, select.POLLIN)
+            while True:
+                ready = dict(poll.poll())
+                if not ready.get(self._output, 0):
+                    return  # the host has ended and nothing is left, whoever else may hold the pipe
+                chunk = os.read(self._output, _READ)
+                if not chunk:
+                    return
+                start, self._position = self._position, self._position + len(chunk)
+                if start < skip:
+                    chunk = chunk[skip - start :]
+                if chunk:
+                    yield chunk
+
+    def wait(self, timeout: float | None = None) -> ExitStatus | None:
+        """See `Host.wait`."""
+        self._ended.wait(timeout)
+        return self._status
+
+    def signal(self, number: int) -> None:
+        """See `Host.signal`. Process 1 gets only what it has a handler for, and SIGKILL (contract: G10)."""
+        number = signal.Signals(number).value
+        with self._control_lock:
+            if self._ended.is_set():
+                return
+            if number == signal.SIGKILL:
+                self._we_killed = True
+            # The launcher delivers it: it is the parent, so the pid can't be another process's by now.
+            with contextlib.suppress(BrokenPipeError):
+                self._control.write(bytes([number]))
+
+    def kill(self) -> None:
+        """See `Host.kill`.
+
+        Raises:
+            EngineError: the kernel doesn't end a process, as with one that hangs in a dead file system.
+        """
+        self.signal(signal.SIGKILL)
+        if not self._ended.wait(_KILL_PATIENCE):
+            raise EngineError(
+                f"{self._name} (process {self._pid}) doesn't end {_KILL_PATIENCE:.0f} s after SIGKILL: "
+                f"look for a process in state D"
+            )
+
+    def usage(self) -> Usage | None:
+        """See `Host.usage`."""
+        if self._ended.is_set():
+            return None
+        found = _usage.processes(self._pid)
+        if not found:
+            return None
+        seconds, memory = _usage.totals(found)
+        if self._group is not None:
+            used = self._group.used()
+            memory = memory if used is None else used
+        return Usage(
+            cpu_seconds=seconds,
+            memory_bytes=memory,
+            memory_limit_bytes=self._memory_limit or machine_memory(),
+            pids=tuple(sorted(found)),
+        )
+
+    def finish(self, timeout: float) -> bool:
+        """Wait until the launcher has cleaned up after the host; whether it did in time."""
+        self._watcher.join(timeout)
+        return not self._watcher.is_alive()
+
+    # ------------------------------------------------------------------------------------------- internals
+
+    def _watch(self, status: int) -> None:
+        try:
+            told = launcher.read_frame(status)
+        except (EOFError, OSError):
+            told = None
+        self._status = self._judge(told)
+        with self._control_lock:
+            self._ended.set()
+        os.close(self._end_tell)
+        with contextlib.suppress(EOFError, OSError):
+            launcher.read_frame(status)  # end of file: it has cleaned up
+        os.close(status)
+        self._process.wait()
+        self._control.close()
+
+    def _judge(self, told: dict[str, Any] | None) -> ExitStatus:
+        if told is None:
+            self._end_by_force()
+            return ExitStatus(
+                code=137, vanished=True, error="the sandbox's launcher died, and the host with it"
+            )
+        if self._exec_error is not None:
+            return ExitStatus(code=int(self._exec_error["code"]), error=str(self._exec_error["error"]))
+        code = os.waitstatus_to_exitcode(int(told["status"]))
+        code = 128 - code if code < 0 else code
+        if told["oom_kills"] is not None:
+            killed = int(told["oom_kills"]) > 0
+        else:
+            killed = code == 137 and not self._we_killed and oom_kills() > self._oom_kills_before
+        return ExitStatus(code=code, oom_killed=killed)
+
+    def _end_by_force(self) -> None:
+        """Without its launcher process 1 has had its parent-death signal; wait until it's gone."""
+        for _ in range(200):
+            if not _usage.processes(self._pid):
+                return
+            time.sleep(0.01)
