@@ -1,0 +1,215 @@
+"""Finding a channel's objects: an upload's local path, the local object store, real S3, in this order."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.channels._items import Item, read_tree
+from harness.channels._remote import RemoteObject, RemoteS3, open_remote
+from harness.errors import ClientError
+from harness.model import LocalOptions, Upload
+from harness.objects import ObjectInfo, ObjectStore, local_name, parse_uri, refuse_local_name
+
+__all__ = ["Data", "Finder"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """The objects of a channel, in key order."""
+
+    bucket: str
+    base: str
+    """What all keys begin with: the manifest's prefix."""
+    items: Sequence[Item]
+    directory: Path | None = None
+    """A directory of the user's that holds exactly these, to be mounted where it lies."""
+    warnings: tuple[str, ...] = ()
+
+
+class Finder:
+    """Where the S3 URIs of one job lead on this machine."""
+
+    def __init__(
+        self,
+        *,
+        uploads: Sequence[Upload],
+        objects: ObjectStore,
+        local: LocalOptions,
+        region: str | None,
+        client: Any,
+    ) -> None:
+        self._uploads = {
+            upload.uri.rstrip("/"): upload.path for upload in uploads if upload.kind == "channel"
+        }
+        self._objects = objects
+        self._local = local
+        self._region = region
+        self._client = client
+        self._opened: RemoteS3 | str | None = None
+
+    @property
+    def remote(self) -> RemoteS3 | None:
+        """Real S3 when it may be asked; opened at the first need, since that looks for credentials."""
+        opened = self._open()
+        return opened if isinstance(opened, RemoteS3) else None
+
+    def prefix(self, uri: str, channel: str, *, fast: bool) -> Data:
+        """S3Prefix: all objects whose key begins with the URI's (contract: E5)."""
+        path = self._uploads.get(uri.rstrip("/"))
+        if path is not None:
+            return self._upload(uri, path.absolute(), channel)
+        bucket, prefix = parse_uri(uri)
+        if fast and prefix and not prefix.endswith("/"):
+            prefix += "/"  # contract: E9
+        found: Sequence[ObjectInfo | RemoteObject] = list(self._objects.list(f"s3://{bucket}/{prefix}"))
+        if not found and self.remote is not None:
+            found = self.remote.list(bucket, prefix)
+        if not found:
+            raise self._nothing(uri, channel, folder=fast)
+        items = [
+            item for one in found if (item := _item(one, local_name(prefix, one.key), channel)) is not None
+        ]
+        folder = prefix if not prefix or prefix.endswith("/") else prefix + "/"
+        siblings = [one.key for one in found if not one.key.startswith(folder)]
+        base = prefix[: prefix.rfind("/") + 1] if siblings else folder
+        warnings: tuple[str, ...] = ()
+        if siblings and len(siblings) < len(found):  # contract: E5
+            found_more = (
+                f"channel {channel}: {uri} is a string prefix and matches {len(siblings)} objects outside of "
+                f"the folder {folder}, {siblings[0]} for one; end it with a slash if you don't want them"
+            )
+            warnings = (found_more,)
+        return Data(bucket=bucket, base=base, items=items, warnings=warnings)
+
+    def manifest(self, uri: str, channel: str, *, fast: bool) -> Data:
+        """ManifestFile: the objects that a JSON array names (contract: E18), at `<channel>/<suffix>` (E19)."""
+        del fast  # refused before
+        start, suffixes = _read_manifest(self._manifest_bytes(uri, channel), uri, channel)
+        bucket, base = parse_uri(start)
+        items = []
+        for suffix in sorted(set(suffixes)):
+            key = base + suffix
+            found: ObjectInfo | RemoteObject | None = self._objects.head(f"s3://{bucket}/{key}")
+            if found is None and self.remote is not None:
+                found = self.remote.head(bucket, key)
+            if found is None:
+                raise self._nothing(f"s3://{bucket}/{key}", channel, listed=uri)
+            item = _item(found, suffix, channel)
+            if item is not None:
+                items.append(item)
+        return Data(bucket=bucket, base=base, items=items)
+
+    # ------------------------------------------------------------------------- parts
+
+    def _open(self) -> RemoteS3 | str:
+        if self._opened is None:
+            self._opened = open_remote(self._local, self._region, self._client)
+        return self._opened
+
+    def _upload(self, uri: str, path: Path, channel: str) -> Data:
+        bucket, prefix = parse_uri(uri.rstrip("/") + "/")
+        if path.is_dir():
+            tree = read_tree(path, channel)
+            if not tree.items:
+                raise self._nothing(str(path), channel)
+            items = [
+                Item(prefix + item.key, item.name, item.size, item.identity, item.location)
+                for item in tree.items
+            ]
+            return Data(
+                bucket=bucket,
+                base=prefix,
+                items=items,
+                directory=path if tree.mountable else None,
+                warnings=tree.warnings,
+            )
+        if not path.is_file():
+            raise ClientError(
+                f"Data download failed: channel {channel} can't read {path} "
+                f"({'no file or directory' if path.exists() else 'it does not exist'})"
+            )
+        if not os.access(path, os.R_OK):
+            raise ClientError(
+                f"Data download failed: channel {channel} can't read {path} (permission denied)"
+            )
+        status = path.stat()
+        if prefix.endswith(f"/{path.name}/"):  # the URI names the file itself
+            prefix = prefix[: -len(path.name) - 1]
+        identity = f"{status.st_size}:{status.st_mtime_ns}:{status.st_ino}:{status.st_dev}"
+        item = Item(prefix + path.name, path.name, status.st_size, identity, os.path.realpath(path))
+        return Data(bucket=bucket, base=prefix, items=[item])
+
+    def _manifest_bytes(self, uri: str, channel: str) -> bytes:
+        path = self._uploads.get(uri.rstrip("/"))
+        if path is not None:
+            try:
+                return path.read_bytes()
+            except OSError as error:
+                raise ClientError(
+                    f"Data download failed: channel {channel} can't read {path} ({error.strerror})"
+                ) from error
+        bucket, key = parse_uri(uri)
+        info = self._objects.head(uri) if key else None
+        if info is not None:
+            return info.path.read_bytes()
+        if key and self.remote is not None and (found := self.remote.head(bucket, key)) is not None:
+            return self.remote.read(found)
+        raise self._nothing(uri, channel)
+
+    def _nothing(
+        self, uri: str, channel: str, *, folder: bool = False, listed: str | None = None
+    ) -> ClientError:
+        """SageMaker's words for a prefix that matches nothing (contract: E7), and where it was looked for."""
+        opened = self._open()
+        other = "Amazon S3" if isinstance(opened, RemoteS3) else ""
+        reason = "" if isinstance(opened, RemoteS3) else f" ({opened})"
+        where = " or ".join(filter(None, (f"the local object store {self._objects.root}", other)))
+        via = f", which the manifest {listed} names" if listed else ""
+        hint = " FastFile mode takes whole folders only, ending with a slash (contract E9)." if folder else ""
+        if not uri.startswith(("s3://", "https://")):
+            return ClientError(f"Data download failed: channel {channel} finds no file in {uri}; it is empty")
+        return ClientError(
+            f'Data download failed: No S3 objects found under S3 URL "{uri}" given in input data source of '
+            f"channel {channel}{via}. Please ensure that objects exist under that S3 prefix in {where}"
+            f"{reason}.{hint}"
+        )
+
+
+def _item(found: ObjectInfo | RemoteObject, name: str, channel: str) -> Item | None:
+    """The object as a file of the channel; None for the marker of the channel's own folder."""
+    place = f"/opt/ml/input/data/{channel}"
+    if not name or name.endswith("/"):  # contract: E7
+        if found.size:
+            refuse_local_name(name, found.uri, place)
+        if not name:
+            return None
+        refuse_local_name(name[:-1], found.uri, place)
+    else:
+        refuse_local_name(name, found.uri, place)
+    if isinstance(found, ObjectInfo):
+        return Item(found.key, name, found.size, found.identity, found.location)
+    return Item(found.key, name, found.size, f"{found.etag}:{found.size}", None, found)
+
+
+def _read_manifest(data: bytes, uri: str, channel: str) -> tuple[str, list[str]]:
+    """The prefix and the suffixes; ClientError unless the form is that of contract E18."""
+    try:
+        rows = json.loads(data)
+    except ValueError as error:
+        raise ClientError(
+            f"Data download failed: the manifest {uri} of channel {channel} is no JSON ({error})"
+        ) from error
+    if isinstance(rows, list) and rows and isinstance(rows[0], dict):
+        start = rows[0].get("prefix")
+        suffixes = rows[1:]
+        if isinstance(start, str) and suffixes and all(isinstance(one, str) and one for one in suffixes):
+            return start, suffixes
+    raise ClientError(
+        f"Data download failed: the manifest {uri} of channel {channel} must be a JSON array: first "
+        '{"prefix": "s3://bucket/some/prefix/"}, then one string per object, its key after the prefix'
+    )
