@@ -24,7 +24,15 @@ class Checkpoints:
         self._job = supervisor
         config = supervisor.request.get("CheckpointConfig")
         self._sync = (
-            None if config is None else CheckpointSync(objects, config["S3Uri"], dict(prepared.checkpoints))
+            None
+            if config is None
+            else CheckpointSync(
+                objects,
+                config["S3Uri"],
+                prepared.checkpoints,
+                local=supervisor.spec.local,
+                region=supervisor.spec.region,
+            )
         )
         self._interval = supervisor.spec.local.checkpoint_interval
         self._next = time.monotonic() + self._interval
@@ -34,7 +42,7 @@ class Checkpoints:
     def restore(self) -> None:
         """The objects under S3Uri into every host's directory, before it starts (contract: F12)."""
         if self._sync is not None:
-            restored = self._sync.restore()
+            restored = self._sync.restore(self._job.progress)
             self._job.store.merge_result(self._job.name, checkpoints_restored=restored)
             self._tell()
 
@@ -57,14 +65,16 @@ class Checkpoints:
             # The next sync, or the final one, tries again; only that one can fail the upload.
             self._problem = f"a checkpoint sync failed: {error}"
 
-    def finish(self) -> None:
-        """The last sync, after the hosts have ended."""
-        if self._sync is None:
-            return
+    def settle(self) -> None:
+        """Wait for a sync that runs beside the job: the hosts have ended."""
         if self._running is not None:
             self._running.join()
-        self._sync.sync(final=True)
-        self._tell()
+
+    def finish(self) -> None:
+        """The last sync."""
+        if self._sync is not None:
+            self._sync.sync(final=True)
+            self._tell()
 
     def _tell(self) -> None:
         assert self._sync is not None

@@ -199,6 +199,7 @@ class Supervisor:
             tick=checkpoints.tick,
             problem=self.note,
         ).run()
+        checkpoints.settle()
         final = scanner.finish()
         if final:
             self.store.add_metrics(self.name, final)
