@@ -1,0 +1,38 @@
+"""`harness plan`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from harness.cli import _terminal
+from harness.cli._options import json_option, load_spec, spec_options
+
+__all__ = ["plan"]
+
+
+@click.command()
+@spec_options
+@json_option
+def plan(spec: Path, as_json: bool, **options: Any) -> None:
+    """Say how this machine would run the job of SPEC, and what happens to each field of its request.
+
+    Nothing is started or written. With --strict a field that would have no effect here, and that the
+    script could notice, makes exit code 2.
+    """
+    from harness import plan as planning
+    from harness.home import Home
+    from harness.targets import local
+
+    loaded = load_spec(spec, **options)
+    for warning in loaded.warnings:
+        _terminal.tell(warning, kind="warning")
+    found = local.plan(loaded, Home.find())
+    if as_json:
+        _terminal.emit_json(planning.to_json(found))
+    else:
+        planning.render(found, _terminal.console())
+    if loaded.local.strict:
+        local.check_strict(found)

@@ -1,0 +1,164 @@
+"""`harness run`."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from harness import errors
+from harness.cli import _terminal
+from harness.cli._options import json_option, load_spec, spec_options
+
+if TYPE_CHECKING:
+    from harness.home import Home
+    from harness.model import Plan, Spec
+    from harness.store import JobRecord
+
+__all__ = ["run"]
+
+_STATUS_CODES = {"Completed": errors.COMPLETED, "Failed": errors.FAILED, "Stopped": errors.STOPPED}
+
+
+@click.command()
+@spec_options
+@click.option("-d", "--detach", is_flag=True, help="Return when the job is started; it runs on by itself.")
+@click.option(
+    "--stop-grace",
+    type=click.FloatRange(min=0),
+    metavar="SECONDS",
+    help="Time between SIGTERM and SIGKILL (default: 120, as in SageMaker).",
+)
+@json_option
+def run(spec: Path, detach: bool, as_json: bool, **options: Any) -> int:
+    """Run the training job of SPEC (job.toml, or a CreateTrainingJob request as .json or .yaml) on this machine.
+
+    Shows its phases, its log and its metrics until it ends, then where everything is. The job belongs to a
+    process of its own: closing the terminal does not end it. Ctrl-C stops it as SageMaker would, a second
+    Ctrl-C kills it.
+
+    With --json everything but the final document goes to stderr.
+    """
+    from harness.home import Home
+
+    loaded = load_spec(spec, **options)
+    for warning in loaded.warnings:
+        _terminal.tell(warning, kind="warning")
+    home = Home.find()
+    with _Interrupts() as interrupts:
+        planned, record = _submit(loaded, home, interrupts)
+        if detach:
+            _detached(record, as_json=as_json)
+            return errors.COMPLETED
+        screen = _terminal.Screen(sys.stderr if as_json else sys.stdout)
+        ended = _attend(home, record.name, planned, screen, interrupts)
+    from harness.cli import _summary
+
+    if as_json:
+        _terminal.emit_json(_summary.document(home, ended))
+    else:
+        screen.write("", *_summary.lines(home, ended, screen, spec))
+    return errors.INTERRUPTED if interrupts.count else _STATUS_CODES[ended.status]
+
+
+class _Interrupts:
+    """Counts Ctrl-C instead of raising; while `armed` is off, it raises as usual."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.armed = False
+
+    def __enter__(self) -> _Interrupts:
+        self._before = signal.signal(signal.SIGINT, self._take)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        signal.signal(signal.SIGINT, self._before)
+
+    def _take(self, number: int, frame: FrameType | None) -> None:
+        del number, frame
+        self.count += 1
+        if not self.armed or self.count > 3:
+            raise KeyboardInterrupt
+
+
+def _submit(spec: Spec, home: Home, interrupts: _Interrupts) -> tuple[Plan, JobRecord]:
+    from harness.targets import local
+
+    planned = local.plan(spec, home)
+    try:
+        record = local.submit(spec, home=home, plan=planned)
+        interrupts.armed = True
+    except KeyboardInterrupt:
+        _withdraw(spec.job_name, home)
+        raise
+    return planned, record
+
+
+def _withdraw(name: str, home: Home) -> None:
+    """Ctrl-C came while the job was being submitted: what is on record already must not run later."""
+    from harness.targets import local
+
+    try:
+        local.stop(name, now=True, home=home)
+    except errors.UsageError:
+        return  # it never got on record
+
+
+def _detached(record: JobRecord, *, as_json: bool) -> None:
+    if as_json:
+        _terminal.emit_json(
+            {"TrainingJobName": record.name, "TrainingJobArn": record.arn, "TrainingJobStatus": record.status}
+        )
+        return
+    print(f"started {record.name}")
+    print(f"  follow  harness logs -f {record.name}")
+    print(f"  look    harness describe {record.name}")
+    print(f"  stop    harness stop {record.name}")
+
+
+def _attend(
+    home: Home, name: str, planned: Plan, screen: _terminal.Screen, interrupts: _Interrupts
+) -> JobRecord:
+    """Show the job until it ends, handing Ctrl-C on to it."""
+    from harness.cli._display import Display
+    from harness.cli._follow import End, Tick, follow
+
+    display = Display(screen, name, planned)
+    told = 0
+    for event in follow(home, name):
+        display.show(event)
+        match event:
+            case Tick() if interrupts.count > told:
+                told = interrupts.count
+                screen.write(_interrupt(home, name, told, grace=_grace(home, name)))
+            case End():
+                return event.record
+            case _:
+                pass
+    raise AssertionError("a followed job ends with End")
+
+
+def _interrupt(home: Home, name: str, count: int, *, grace: float) -> str:
+    from harness.targets import local
+
+    try:
+        local.stop(name, now=count > 1, home=home)
+    except errors.UsageError:
+        return "the job has ended already"
+    if count > 1:
+        return "killing the job"
+    return f"stopping as SageMaker does: SIGTERM, up to {grace:.0f} s, then SIGKILL; Ctrl-C again kills now"
+
+
+def _grace(home: Home, name: str) -> float:
+    from harness.store import Store
+
+    with Store(home) as store:
+        return float(store.job(name).spec["local"]["stop_grace"])

@@ -1,0 +1,226 @@
+"""How the command line writes: colour, width, a line of status at the bottom, quantities for people."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import time
+from typing import Any, Final, Literal, TextIO
+
+__all__ = [
+    "Screen",
+    "ago",
+    "clock",
+    "console",
+    "duration",
+    "emit_json",
+    "json_time",
+    "mask",
+    "number",
+    "prepare_streams",
+    "size",
+    "table",
+    "tell",
+]
+
+Style = Literal["bold", "dim", "red", "green", "yellow", "blue", "magenta", "cyan"]
+_CODES: Final = {
+    "bold": 1,
+    "dim": 2,
+    "red": 31,
+    "green": 32,
+    "yellow": 33,
+    "blue": 34,
+    "magenta": 35,
+    "cyan": 36,
+}
+_ASCII: Final = str.maketrans(
+    {
+        "│": "|",
+        "…": "~",
+        "–": "-",
+        "×": "x",
+        "≥": ">=",
+        "≤": "<=",
+        "→": "->",
+        "█": "#",
+        "░": ".",
+        "·": "-",
+        "’": "'",
+    }
+)
+_SECRET_WORDS: Final = ("SECRET", "TOKEN", "PASSWORD", "PASSWD", "CREDENTIAL", "APIKEY", "PRIVATE")
+
+
+class Screen:
+    """One output stream: a terminal, or a pipe or file that gets plain lines only.
+
+    On a terminal a status line can stand below what is written; it is redrawn after every write.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self.is_terminal = stream.isatty() and os.environ.get("TERM") != "dumb"
+        self.colour = self.is_terminal and not os.environ.get("NO_COLOR")
+        self._ascii = not _can_encode(stream, "│…×█░")
+        self._status = ""
+
+    @property
+    def width(self) -> int:
+        """Columns; 80 where there is no terminal to ask."""
+        return shutil.get_terminal_size((80, 24)).columns if self.is_terminal else 80
+
+    def style(self, text: str, *styles: Style) -> str:
+        """`text` in these styles, where the stream shows any."""
+        if not self.colour or not styles or not text:
+            return text
+        return f"\x1b[{';'.join(str(_CODES[each]) for each in styles)}m{text}\x1b[0m"
+
+    def write(self, *lines: str) -> None:
+        """Write whole lines above the status line, in one go."""
+        if not lines:
+            return
+        text = "".join(f"{line}\n" for line in lines)
+        if self._ascii:
+            text = text.translate(_ASCII)
+        if self._status:
+            text = f"\r\x1b[K{text}{self._status}"
+        self._stream.write(text)
+        self._stream.flush()
+
+    def status(self, text: str) -> None:
+        """Replace the status line; an empty one goes away. Nothing happens without a terminal."""
+        if not self.is_terminal:
+            return
+        text = text[: self.width - 1]
+        if self._ascii:
+            text = text.translate(_ASCII)
+        if text == self._status:
+            return
+        self._status = text
+        self._stream.write(f"\r\x1b[K{text}")
+        self._stream.flush()
+
+    def bar(self, done: int, total: int, columns: int = 24) -> str:
+        """A progress bar of that many columns."""
+        filled = min(columns, done * columns // total) if total else 0
+        return "█" * filled + "░" * (columns - filled)
+
+
+def prepare_streams() -> None:
+    """Let no character of a log stop us: what the terminal can't show is written as an escape."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _can_encode(stream: TextIO, text: str) -> bool:
+    try:
+        text.encode(stream.encoding or "ascii")
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True
+
+
+def tell(message: str, *, kind: Literal["error", "warning", "note"]) -> None:
+    """One sentence for the user, on stderr."""
+    screen = Screen(sys.stderr)
+    colours: dict[str, Style] = {"error": "red", "warning": "yellow", "note": "cyan"}
+    screen.write(f"{screen.style(kind + ':', 'bold', colours[kind])} {message}")
+
+
+def emit_json(document: Any) -> None:
+    """The one JSON document of a command, on stdout."""
+    json.dump(document, sys.stdout, indent=2, ensure_ascii=False, default=str)
+    sys.stdout.write("\n")
+
+
+def json_time(seconds: float | None) -> str | None:
+    """Epoch seconds as the AWS CLI prints a time: ISO 8601 with the local offset."""
+    if seconds is None:
+        return None
+    from datetime import datetime, timezone
+
+    return datetime.fromtimestamp(seconds, timezone.utc).astimezone().isoformat()
+
+
+def clock(seconds: float) -> str:
+    """Epoch seconds as local date and time."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+
+
+def ago(seconds: float) -> str:
+    """How long ago that was, roughly."""
+    passed = max(0.0, time.time() - seconds)
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if passed >= length:
+            return f"{passed / length:.0f} {unit} ago"
+    return f"{passed:.0f} s ago"
+
+
+def duration(seconds: float) -> str:
+    """`0.3 s`, `42 s`, `3:07 min`, `5:02:11 h`."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes}:{rest:02d} min"
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d} h"
+
+
+def size(count: float) -> str:
+    """Bytes in decimal units: `970 B`, `43.1 MB`."""
+    if count < 1000:
+        return f"{count:.0f} B"
+    for unit in ("kB", "MB", "GB"):
+        count /= 1000
+        if count < 999.95:
+            return f"{count:.1f} {unit}"
+    return f"{count / 1000:.1f} TB"
+
+
+def number(value: float) -> str:
+    """A metric's value, six digits of it."""
+    return f"{value:.6g}"
+
+
+def mask(environment: dict[str, str]) -> dict[str, str]:
+    """The environment with the values of names that look like secrets hidden."""
+    return {name: "********" if _is_secret(name) else value for name, value in environment.items()}
+
+
+def _is_secret(name: str) -> bool:
+    words = name.upper()
+    return any(word in words.replace("_", "") for word in _SECRET_WORDS) or words.endswith(("_KEY", "_PWD"))
+
+
+def table(head: tuple[str, ...], rows: list[tuple[str, ...]], *, right: tuple[int, ...] = ()) -> list[str]:
+    """Lines of a table: columns as wide as their content, those in `right` flush right, the last one free."""
+    widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
+    lines = []
+    for row in (head, *rows):
+        cells = [
+            text.rjust(width) if column in right else text.ljust(width)
+            for column, (text, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return lines
+
+
+def console(stream: TextIO | None = None) -> Any:
+    """A rich console for `stream` (default stdout), with our rules for colour and width."""
+    from rich.console import Console
+
+    screen = Screen(stream or sys.stdout)
+    return Console(
+        file=stream or sys.stdout,
+        width=screen.width,
+        no_color=not screen.colour,
+        force_terminal=screen.colour,
+        highlight=False,
+    )
