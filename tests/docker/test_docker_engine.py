@@ -632,20 +632,22 @@ def test_an_old_daemon_is_refused(
     engine: DockerEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     del engine
-    body = json.dumps({"Version": "19.03.15", "ApiVersion": "1.40", "Components": [{"Name": "Engine"}]})
     code = (
         "import socket, sys; s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); s.listen(); print(flush=True)\n"
-        "while True:\n    c, _ = s.accept(); b = sys.argv[2].encode()\n"
-        "    if c.recv(9999): c.sendall(b'HTTP/1.1 200 OK\\r\\nConnection: close\\r\\nContent-Type: application/json\\r\\n'\n"
-        "              b'Content-Length: %d\\r\\n\\r\\n' % len(b) + b); c.close()"
+        "while True:\n    c, _ = s.accept()\n"
+        "    if c.recv(9999): c.sendall(b'HTTP/1.1 200 OK\\r\\nConnection: close\\r\\nApi-Version: 1.40\\r\\n'\n"
+        "                               b'Server: Docker/19.03.15 (linux)\\r\\nContent-Length: 2\\r\\n\\r\\nOK')\n"
+        "    c.close()"
     )
     path = tmp_path / "old"
-    with subprocess.Popen([sys.executable, "-c", code, str(path), body], stdout=subprocess.PIPE) as daemon:
+    with subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE) as daemon:
         assert daemon.stdout is not None
         daemon.stdout.readline()
         monkeypatch.setenv("DOCKER_HOST", f"unix://{path}")
         try:
-            with pytest.raises(EngineError, match=r"19\.03\.15; 20\.10 or newer is needed"):
+            with pytest.raises(
+                EngineError, match=r"19\.03\.15 \(linux\), with API 1\.40; Docker Engine 20\.10"
+            ):
                 DockerEngine()
         finally:
             daemon.kill()

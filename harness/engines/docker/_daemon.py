@@ -15,8 +15,9 @@ from typing import Any, Final
 
 from harness.errors import EngineError
 
-OLDEST: Final = (20, 10)
-"""Docker Engine 20.10: the first with one-shot stats and device requests for all runtimes."""
+OLDEST: Final = "20.10"
+OLDEST_API: Final = "1.41"
+"""What Docker Engine 20.10 speaks."""
 CALL_SECONDS: Final = 120
 """A call that takes longer than this means a daemon that hangs."""
 RETURN_SECONDS: Final = 30.0
@@ -90,22 +91,29 @@ def connect() -> Daemon:
 
     options = _address()
     address = str(options.get("base_url", ""))
+
+    def client(version: str) -> Any:
+        made = docker.APIClient(version=version, timeout=CALL_SECONDS, max_pool_size=64, **options)
+        # Neither proxies nor ~/.netrc have a say on a local socket; reading them costs time on every call.
+        made.trust_env = not address.startswith("unix:")
+        return made
+
     try:
         reach(address)
-        client = docker.APIClient(version="auto", timeout=CALL_SECONDS, max_pool_size=64, **options)
-        about = client.version()
+        # What `version="auto"` asks makes the daemon run `runc --version` and more; this takes 1 ms.
+        first = client(OLDEST_API)
+        with first.get(f"{first.base_url}/_ping", timeout=CALL_SECONDS) as answer:
+            answer.raise_for_status()
+            headers = answer.headers
     except (DockerException, OSError) as error:
         raise EngineError(f"no Docker Engine: {_unreachable(address, error)}; {ELSEWHERE}") from error
-    # Neither proxies nor ~/.netrc have a say on a local socket; reading them costs time on every call.
-    client.trust_env = not address.startswith("unix:")
-    names = [str(component.get("Name", "")) for component in about.get("Components") or ()]
-    podman = any("podman" in name.lower() for name in names)
-    if not podman and _version(str(about.get("Version", ""))) < OLDEST:
+    api, podman = headers.get("Api-Version", ""), "Libpod-Api-Version" in headers
+    if not podman and _numbers(api) < _numbers(OLDEST_API):
         raise EngineError(
-            f"the Docker Engine at {address} is {about.get('Version')}; "
-            f"{OLDEST[0]}.{OLDEST[1]:02} or newer is needed: update it, {ELSEWHERE}"
+            f"the engine at {address} is {headers.get('Server', 'too old')}, with API {api or 'unknown'}; "
+            f"Docker Engine {OLDEST} (API {OLDEST_API}) or newer is needed: update it, {ELSEWHERE}"
         )
-    return Daemon(client=client, address=address, podman=podman)
+    return Daemon(client=first if api == OLDEST_API else client(api), address=address, podman=podman)
 
 
 def reach(address: str) -> None:
@@ -158,7 +166,7 @@ def _address() -> dict[str, Any]:
     return {"base_url": f"unix://{system}"}
 
 
-def _version(text: str) -> tuple[int, ...]:
+def _numbers(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", text)[:2])
 
 
