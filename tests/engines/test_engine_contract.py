@@ -156,6 +156,18 @@ def test_wait_says_none_while_the_host_runs(job: Any) -> None:
     assert time.monotonic() - began < 2
 
 
+def test_a_host_over_its_memory_is_told_as_oom_killed(job: Any) -> None:
+    _, status = job.run(job.script("x = bytearray(b'x' * (400 << 20))", memory_bytes=64 << 20))
+
+    assert status == ExitStatus(code=137, oom_killed=True)
+
+
+def test_memory_within_the_limit_is_given(job: Any) -> None:
+    _, status = job.run(job.script("x = bytearray(b'x' * (64 << 20))", memory_bytes=256 << 20))
+
+    assert status == ExitStatus(code=0)
+
+
 # Signals
 
 
@@ -167,8 +179,9 @@ def test_sigterm_reaches_a_handler_of_process_1(job: Any) -> None:
         "print('up', flush=True); time.sleep(600)"
     )
     (host,) = job.start(job.script(code))
-    output = host.output()
-    said = next(output)
+    output, said = host.output(), b""
+    while said != b"up\n":
+        said += next(output)
 
     host.signal(signal.SIGTERM)
 
