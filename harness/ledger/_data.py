@@ -67,7 +67,14 @@ ENTRIES: Final[Mapping[str, Entry]] = {
         when("Converse", _DATASET),
     ),
     f"{_SOURCE}.S3DataSource.S3Uri": mapped(
-        "Read from a local path given in the spec, else the local object store, else real S3 where credentials are."
+        "Looked for in the local object store, then in real S3 if there are credentials and not --offline."
+    ).but(
+        when(
+            lambda given: given.uploaded,
+            mapped(
+                "The local path that the spec gives is mounted where it lies; promotion uploads it to this place."
+            ),
+        )
     ),
     f"{_SOURCE}.S3DataSource.S3DataDistributionType": honoured("Every host gets all objects.").but(
         when(
@@ -79,7 +86,7 @@ ENTRIES: Final[Mapping[str, Entry]] = {
     ),
     f"{_SOURCE}.S3DataSource.AttributeNames": AUGMENTED,
     f"{_SOURCE}.S3DataSource.InstanceGroupNames": emulated(
-        "Only hosts of these groups get the channel; what the others are told is AWS's secret, here nothing."
+        "Only hosts of these groups get the channel; AWS doesn't say what the others are told, here nothing."
     ),
     f"{_SOURCE}.S3DataSource.ModelAccessConfig": _NO_HUB,
     f"{_SOURCE}.S3DataSource.ModelAccessConfig.AcceptEula": _NO_HUB,

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from harness.model import JsonObject, Treatment
+from harness.model import JsonObject, Treatment, Upload
 
 __all__ = ["Case", "Entry", "Given", "Verdict", "cloud_only", "emulated", "honoured", "mapped", "when"]
 
@@ -18,6 +18,7 @@ class Given:
     value: Any
     engine: str
     request: JsonObject
+    uploads: tuple[Upload, ...] = ()
 
     @property
     def hosts(self) -> int:
@@ -27,6 +28,11 @@ class Given:
             resources.get("InstanceGroups") or resources.get("InstancePreferences", [])[:1] or [resources]
         )
         return sum(int(group.get("InstanceCount") or 1) for group in groups)
+
+    @property
+    def uploaded(self) -> bool:
+        """The value is the place in S3 of a local path that the spec gives."""
+        return any(self.value == upload.uri for upload in self.uploads)
 
     @property
     def sandbox(self) -> bool:

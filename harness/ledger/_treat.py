@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from harness.ledger import _around, _cluster, _container, _data
 from harness.ledger._entry import Entry, Given, Verdict
-from harness.model import FieldTreatment, JsonObject, Spec, Treatment
+from harness.model import FieldTreatment, Spec, Treatment
 
 __all__ = ["ENTRIES", "HYPERPARAMETERS", "blockers", "treat"]
 
@@ -33,27 +33,27 @@ def treat(spec: Spec, engine: str) -> tuple[FieldTreatment, ...]:
     strings and a map by one line. Hyperparameters that switch something of the toolkit follow
     HyperParameters under `HyperParameters.<name>`. A field without an entry is UNCLASSIFIED, never dropped.
     """
-    return tuple(treatment for treatment, _ in _lines(spec.request, engine))
+    return tuple(treatment for treatment, _ in _lines(spec, engine))
 
 
 def blockers(spec: Spec, engine: str) -> tuple[FieldTreatment, ...]:
     """The fields for which `engine` can't run the job at all."""
-    return tuple(treatment for treatment, verdict in _lines(spec.request, engine) if verdict.impossible)
+    return tuple(treatment for treatment, verdict in _lines(spec, engine) if verdict.impossible)
 
 
-def _lines(request: JsonObject, engine: str) -> Iterator[tuple[FieldTreatment, Verdict]]:
-    for path, value in _leaves(request, ""):
-        yield _line(path, value, ENTRIES.get(path), engine, request)
+def _lines(spec: Spec, engine: str) -> Iterator[tuple[FieldTreatment, Verdict]]:
+    for path, value in _leaves(spec.request, ""):
+        yield _line(path, value, ENTRIES.get(path), engine, spec)
         if path == "HyperParameters":
             for name, entry in HYPERPARAMETERS.items():
                 if name in value:
-                    yield _line(f"{path}.{name}", value[name], entry, engine, request)
+                    yield _line(f"{path}.{name}", value[name], entry, engine, spec)
 
 
 def _line(
-    path: str, value: Any, entry: Entry | None, engine: str, request: JsonObject
+    path: str, value: Any, entry: Entry | None, engine: str, spec: Spec
 ) -> tuple[FieldTreatment, Verdict]:
-    given = Given(value=value, engine=engine, request=request)
+    given = Given(value=value, engine=engine, request=spec.request, uploads=spec.uploads)
     verdict = _NEW if entry is None else entry.decide(given)
     treatment = FieldTreatment(
         path=path,

@@ -1,0 +1,13 @@
+"""Request + machine → how this machine runs it, and why so: hosts, GPUs, ranks, image, limits, network.
+
+Making a plan changes nothing and reserves nothing; `make` raises when the machine can't run the request.
+"""
+
+from __future__ import annotations
+
+from harness.plan._gpus import allowed_gpus
+from harness.plan._json import to_json
+from harness.plan._make import make
+from harness.plan._render import render
+
+__all__ = ["allowed_gpus", "make", "render", "to_json"]
