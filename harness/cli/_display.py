@@ -53,8 +53,10 @@ class Display:
         self._samples: dict[str, dict[str, float]] = {}
         self._untold: dict[str, float] = {}
         self._told_at = 0.0
-        screen.write(screen.style(name, "bold"), f"{plan.engine} engine: {plan.engine_reason}")
-        screen.write(*(f"{screen.style('note:', 'cyan')} {note}" for note in plan.notes))
+        screen.write(screen.style(name, "bold"), *screen.wrap(f"{plan.engine} engine: {plan.engine_reason}"))
+        for note in plan.notes:
+            first, *rest = screen.wrap(note, 6)
+            screen.write(f"{screen.style('note:', 'cyan')} {first}", *(f"      {line}" for line in rest))
 
     def show(self, event: Event) -> None:
         """Take one event; what belongs together is written at the next tick."""

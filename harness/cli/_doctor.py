@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-import textwrap
 
 import click
 
@@ -37,16 +36,8 @@ def doctor(as_json: bool) -> int:
     width = max(len(check.name) for check in found)
     indent = " " * (width + 8)
     for check in found:
-        text = textwrap.wrap(check.detail, max(40, screen.width - len(indent)), break_on_hyphens=False)
         mark = screen.style(f"{check.status:<4}", "bold", _STYLES[check.status])
-        screen.write(f"{mark}  {check.name:<{width}}  {text[0]}", *(indent + line for line in text[1:]))
-        if check.advice:
-            screen.write(
-                *(
-                    indent + line
-                    for line in textwrap.wrap(
-                        f"→ {check.advice}", screen.width - len(indent), break_on_hyphens=False
-                    )
-                )
-            )
+        first, *rest = screen.wrap(check.detail, len(indent))
+        advice = screen.wrap(f"→ {check.advice}", len(indent)) if check.advice else []
+        screen.write(f"{mark}  {check.name:<{width}}  {first}", *(indent + line for line in (*rest, *advice)))
     return code

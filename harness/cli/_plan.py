@@ -27,12 +27,12 @@ def plan(spec: Path, as_json: bool, **options: Any) -> None:
     from harness.targets import local
 
     loaded = load_spec(spec, **options)
-    for warning in loaded.warnings:
-        _terminal.tell(warning, kind="warning")
-    found = local.plan(loaded, Home.find())
+    found = local.make_plan(loaded, Home.find())
     if as_json:
+        for warning in loaded.warnings:
+            _terminal.tell(warning, kind="warning")
         _terminal.emit_json(planning.to_json(found))
     else:
-        planning.render(found, _terminal.console())
+        planning.render(found, loaded, _terminal.console())
     if loaded.local.strict:
         local.check_strict(found)

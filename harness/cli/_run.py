@@ -61,7 +61,7 @@ def run(spec: Path, detach: bool, as_json: bool, **options: Any) -> int:
     if as_json:
         _terminal.emit_json(_summary.document(home, ended))
     else:
-        screen.write("", *_summary.lines(home, ended, screen, spec))
+        screen.write("", *_summary.lines(home, ended, screen, spec=spec, told=loaded.warnings))
     return errors.INTERRUPTED if interrupts.count else _STATUS_CODES[ended.status]
 
 
@@ -91,7 +91,7 @@ class _Interrupts:
 def _submit(spec: Spec, home: Home, interrupts: _Interrupts) -> tuple[Plan, JobRecord]:
     from harness.targets import local
 
-    planned = local.plan(spec, home)
+    planned = local.make_plan(spec, home)
     try:
         record = local.submit(spec, home=home, plan=planned)
         interrupts.armed = True

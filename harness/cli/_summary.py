@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from harness.model import JsonObject, MetricPoint, Treatment
 from harness.store import JobRecord, Store
 
 __all__ = ["document", "lines", "statistics"]
+
+_INDENT = 14
 
 
 def statistics(points: list[MetricPoint]) -> dict[str, JsonObject]:
@@ -55,8 +58,10 @@ def document(home: Home, record: JobRecord) -> JsonObject:
     }
 
 
-def lines(home: Home, record: JobRecord, screen: _terminal.Screen, spec: Path | None = None) -> list[str]:
-    """The same for people."""
+def lines(
+    home: Home, record: JobRecord, screen: _terminal.Screen, *, spec: Path, told: Collection[str] = ()
+) -> list[str]:
+    """The same for people, without the notes that they were `told` already."""
     styles: dict[str, _terminal.Style] = {"Completed": "green", "Failed": "red", "Stopped": "yellow"}
     phases = _phases(record)
     total = (record.ended or record.modified) - record.created
@@ -66,12 +71,13 @@ def lines(home: Home, record: JobRecord, screen: _terminal.Screen, spec: Path | 
         verdict += f" ({record.secondary_status})"
     found = [f"{verdict} in {_terminal.duration(total)}" + (f": {spans}" if spans else "")]
     if record.failure_reason:
-        found += _entry("reason", *record.failure_reason.splitlines())
+        found += _entry("reason", *_wrapped(screen, *record.failure_reason.splitlines()))
     for kind in ("model", "output"):
         artifact = record.result.get("artifacts", {}).get(kind)
         if artifact is not None:
-            what = f"{artifact['files']:,} file{'s' * (artifact['files'] != 1)}, {_terminal.size(artifact['bytes'])}"
-            found += _entry(kind, f"{artifact['path']}  ({what})", artifact["uri"])
+            files = f"{artifact['files']:,} file{'s' * (artifact['files'] != 1)}"
+            what = f"{_terminal.size(artifact['bytes'])}, {files}"
+            found += _entry(kind, what, artifact["path"], artifact["uri"])
     checkpoints = record.request.get("CheckpointConfig")
     if checkpoints is not None:
         from harness.objects import ObjectStore
@@ -83,7 +89,8 @@ def lines(home: Home, record: JobRecord, screen: _terminal.Screen, spec: Path | 
         logs = home.logs(record.name, record.attempt)
         found += _entry("logs", str(logs / f"{record.hosts[0].name}.log" if len(record.hosts) == 1 else logs))
     found += _entry("metrics", *_metric_lines(home, record.name))
-    found += _entry("notes", *record.result.get("notes", []))
+    notes = [note for note in record.result.get("notes", []) if note not in told]
+    found += _entry("notes", *_wrapped(screen, *notes))
     lost = _without_effect(record)
     if lost:
         seen = sum(item["visible"] for item in lost)
@@ -91,12 +98,16 @@ def lines(home: Home, record: JobRecord, screen: _terminal.Screen, spec: Path | 
         says = f"{len(lost)} {noun} no effect here" + (
             f", and the script could see {seen} of them" if seen else ""
         )
-        found += _entry("ledger", f"{says}: see `harness plan {spec if spec is not None else 'SPEC'}`")
+        found += _entry("ledger", *_wrapped(screen, f"{says}: see `harness plan {spec}`"))
     return found
 
 
 def _entry(name: str, *texts: str) -> list[str]:
-    return [f"  {name if not number else '':<10}  {text}" for number, text in enumerate(texts)]
+    return [f"  {name if not number else '':<{_INDENT - 4}}  {text}" for number, text in enumerate(texts)]
+
+
+def _wrapped(screen: _terminal.Screen, *texts: str) -> list[str]:
+    return [line for text in texts for line in screen.wrap(text, _INDENT)]
 
 
 def _metric_lines(home: Home, name: str) -> list[str]:

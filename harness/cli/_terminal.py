@@ -103,6 +103,15 @@ class Screen:
         self._stream.write(f"\r\x1b[K{text}")
         self._stream.flush()
 
+    def wrap(self, text: str, indent: int = 0) -> list[str]:
+        """`text` in lines that leave `indent` columns free; one line where there is no terminal."""
+        if not self.is_terminal:
+            return [text]
+        import textwrap
+
+        width = max(40, self.width - indent - 1)
+        return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False) or [""]
+
     def bar(self, done: int, total: int, columns: int = 24) -> str:
         """A progress bar of that many columns."""
         filled = min(columns, done * columns // total) if total else 0
