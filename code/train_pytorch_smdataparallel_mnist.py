@@ -44,7 +44,7 @@ def parse_args():
 
 
 class Net(nn.Module):
-    """Two convolutions and a classifier, for grey images of any size from 8 pixels up."""
+    """Two convolutions and two linear layers, for grey images of any size from 8 pixels up."""
 
     def __init__(self, classes=10):
         super().__init__()
@@ -58,7 +58,11 @@ class Net(nn.Module):
             nn.ReLU(inplace=True),
             nn.AdaptiveAvgPool2d(4),
         )
-        self.classifier = nn.Linear(64 * 4 * 4, classes)
+        self.classifier = nn.Sequential(
+            nn.Linear(64 * 4 * 4, 256),
+            nn.ReLU(inplace=True),
+            nn.Linear(256, classes),
+        )
 
     def forward(self, images):
         return self.classifier(torch.flatten(self.features(images), 1))
@@ -281,7 +285,8 @@ def main():
         if not train_epoch(epoch, model, optimizer, train_loader, stop, device, args):
             # The cut epoch is done again from here: nothing learned is lost, some images are seen twice.
             save_checkpoint(args, epoch, model, optimizer, history)
-            print(f"Stopped in epoch {epoch}, checkpoint saved", flush=True)
+            if dist.get_rank() == 0:
+                print(f"Stopped in epoch {epoch}, checkpoint saved", flush=True)
             break
         loss, precision = validate(epoch, model, validation_loader, device)
         history.append({"epoch": epoch, "val_loss": loss, "val_prec1": precision})

@@ -28,6 +28,7 @@ rm /tmp/keep.txt
 if [ -n "$added" ]; then
     # shellcheck disable=SC2086
     DEBIAN_FRONTEND=noninteractive apt-get purge -y --auto-remove $added
+    apt-get clean
     rm -rf /var/lib/apt/lists/*
 fi
 

@@ -34,7 +34,7 @@ COPY ca.crt /tmp/ca.crt
 RUN apt-get -o Acquire::https::CaInfo=/tmp/ca.crt update \\
  && DEBIAN_FRONTEND=noninteractive apt-get -o Acquire::https::CaInfo=/tmp/ca.crt \\
         install -y --no-install-recommends {_PACKAGES} \\
- && rm -rf /var/lib/apt/lists/* /var/cache/apt/*.bin /tmp/ca.crt
+ && apt-get clean && rm -rf /var/lib/apt/lists/* /tmp/ca.crt
 """
 
 
