@@ -221,11 +221,11 @@ class Store:
 
     def unfinished(self) -> list[str]:
         """Names of the jobs that are not in a terminal state, oldest first."""
-        marks = ", ".join("?" * len(TERMINAL))
+        # Not "NOT IN (terminal)": that would read every row, this reads only the index of those few.
         return [
             row[0]
             for row in self._db.execute(
-                f"SELECT name FROM jobs WHERE status NOT IN ({marks}) ORDER BY created", sorted(TERMINAL)
+                "SELECT name FROM jobs WHERE status IN ('InProgress', 'Stopping') ORDER BY created"
             )
         ]
 
