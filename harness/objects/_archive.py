@@ -7,7 +7,7 @@ import tarfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, cast
 
 from harness.objects._files import replacing
 
@@ -35,13 +35,28 @@ def open_archive(target: Path) -> Iterator[tarfile.TarFile]:
         )
         # After a failed write, closing fails again; the first error is the one to tell.
         stack.callback(_close_quietly, stream)
-        tar = tarfile.open(  # noqa: SIM115  # on an exception its own close would hide the error
-            fileobj=stream, mode="w|", format=tarfile.PAX_FORMAT, bufsize=_BLOCK
-        )
+        # Mode "w|" would do without a position, but its finalizer writes to what failed.
+        counted = cast("BinaryIO", _Counted(stream))
+        tar = tarfile.TarFile(fileobj=counted, mode="w", format=tarfile.PAX_FORMAT)
         tar.copybufsize = _BLOCK  # type: ignore[attr-defined]
         yield tar
         tar.close()
         stream.close()
+
+
+class _Counted:
+    """A stream that knows its position, all that tarfile needs of a file to write."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._position = 0
+
+    def write(self, data: bytes) -> int:
+        self._position += len(data)
+        return self._stream.write(data)
+
+    def tell(self) -> int:
+        return self._position
 
 
 def _close_quietly(stream: BinaryIO) -> None:

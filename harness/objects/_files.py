@@ -7,6 +7,7 @@ import os
 import re
 import secrets
 import stat
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,29 +46,37 @@ def sort_hosts(names: Iterable[str]) -> list[str]:
     return sorted(names, key=lambda name: [int(x) if x.isdigit() else x for x in re.split(r"(\d+)", name)])
 
 
-def copy_data(source: int, target: int, tell: Callable[[int], None] | None = None) -> int:
-    """Everything from one open file to another, in the kernel, sharing blocks where it can; its bytes."""
+def copy_data(
+    source: int, target: int, tell: Callable[[int], None] | None = None, *, limit: int | None = None
+) -> int:
+    """What is in one open file to another, in the kernel, sharing blocks where it can; its bytes.
+
+    At most `limit`: a file that somebody goes on writing has no end.
+    """
     done = 0
-    while True:
+    left = sys.maxsize if limit is None else limit
+    in_kernel = True
+    while left:
         try:
-            count = os.copy_file_range(source, target, CHUNK)
+            count = os.copy_file_range(source, target, min(left, CHUNK)) if in_kernel else 0
         except OSError as error:
             if error.errno not in _NO_COPY_RANGE:
                 raise
-            break
-        if count == 0:
-            break
+            count = 0
+        if not count:
+            # What copy_file_range can't do (other file systems, pipes, /proc); nothing at the end of file.
+            in_kernel = False
+            data = os.read(source, min(left, 1 << 20))
+            count = len(data)
+            if not count:
+                break
+            view = memoryview(data)
+            while view:
+                view = view[os.write(target, view) :]
         done += count
+        left -= count
         if tell is not None:
             tell(count)
-    # What copy_file_range can't do (other file systems, pipes, /proc); at end of file it reads nothing.
-    while data := os.read(source, 1 << 20):
-        view = memoryview(data)
-        while view:
-            view = view[os.write(target, view) :]
-        done += len(data)
-        if tell is not None:
-            tell(len(data))
     return done
 
 
