@@ -118,7 +118,7 @@ HYPERPARAMETERS: Final[Mapping[str, Entry]] = {  # contract: H10, H11
         "smddprun",
         script="it needs sshd and Open MPI in the image",
         sandbox=emulated(
-            f"smddprun {_ONE_PROCESS}; a local stand-in for smdistributed.dataparallel runs on NCCL or Gloo."
+            "The script is started once, as a world of one, over a stand-in for smdistributed.dataparallel, not by smddprun."
         ),
     ),
     "sagemaker_pytorch_xla_multi_worker_enabled": _launcher(

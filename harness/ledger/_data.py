@@ -71,9 +71,7 @@ ENTRIES: Final[Mapping[str, Entry]] = {
     ).but(
         when(
             lambda given: given.uploaded,
-            mapped(
-                "The local path that the spec gives is mounted where it lies; promotion uploads it to this place."
-            ),
+            mapped("The local path that the spec gives is read in its place; only promotion uploads it."),
         )
     ),
     f"{_SOURCE}.S3DataSource.S3DataDistributionType": honoured("Every host gets all objects.").but(

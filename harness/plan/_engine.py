@@ -126,7 +126,9 @@ def _script_mode(request: JsonObject) -> bool:
 
 def _impossible(spec: Spec, engine: str) -> str:
     blocked = ledger.blockers(spec, engine)
-    return f"{blocked[0].path} is {_shown(blocked[0].value)}: {_plain(blocked[0].reason)}" if blocked else ""
+    return (
+        f"{blocked[0].path} is {_shown(blocked[0].value)}: {blocked[0].reason.rstrip('.')}" if blocked else ""
+    )
 
 
 def _check_possible(spec: Spec, engine: str) -> None:
@@ -140,7 +142,3 @@ def _check_possible(spec: Spec, engine: str) -> None:
 def _shown(value: object) -> str:
     text = str(value)
     return text if len(text) <= 60 else text[:60] + "…"
-
-
-def _plain(sentence: str) -> str:
-    return sentence[0].lower() + sentence[1:].rstrip(".") if sentence[1:2].islower() else sentence.rstrip(".")
