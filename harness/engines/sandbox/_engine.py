@@ -9,24 +9,23 @@ import select
 import signal
 import subprocess
 import threading
-import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Final
 
 from harness.engines.sandbox import _interpreter, _memory
 from harness.engines.sandbox._host import SandboxHost
 from harness.engines.sandbox._layout import Layout
 from harness.engines.sandbox._memory import MemoryGroup
-from harness.engines.sandbox._mode import Mode, launcher_command, launcher_environment, sandbox_mode
+from harness.engines.sandbox._mode import MARK, Mode, launcher_command, launcher_environment, sandbox_mode
 from harness.engines.sandbox._network import JobNetwork
+from harness.engines.sandbox._orphans import end_orphans, remove_left
 from harness.engines.sandbox.inner import launcher
+from harness.engines.sandbox.inner.remove import remove_tree
 from harness.errors import EngineError
 from harness.model import HostLaunch
 
 __all__ = ["SandboxEngine"]
 
-_MARK: Final = "harness-sandbox"
 _START_PATIENCE: Final = 120.0
 _CLEAN_PATIENCE: Final = 600.0
 _PIPE_SIZE: Final = 1 << 20
@@ -104,6 +103,7 @@ class SandboxEngine:
         if network is None:
             self.prepare((launch,))
             network = self._networks[launch.job_name]
+        self._await_former(launch)
         layout = Layout(
             launch=launch,
             python=_interpreter.describe(launch.python),
@@ -155,10 +155,21 @@ class SandboxEngine:
                 )
         if network is not None:
             network.close()
-        self._end_orphans(job_name)
+        end_orphans(job_name)
+        remove_left(job_name)
         _memory.remove_left(job_name)
 
     # ------------------------------------------------------------------------------------------- internals
+
+    def _await_former(self, launch: HostLaunch) -> None:
+        """A former attempt's launcher may still be removing what this one makes."""
+        with self._lock:
+            hosts = self._hosts.get(launch.job_name, [])
+            former = [host for host in hosts if host.name == launch.host]
+            self._hosts[launch.job_name] = [host for host in hosts if host not in former]
+        for host in former:
+            host.kill()
+            host.finish(_CLEAN_PATIENCE)
 
     def _launch(self, launch: HostLaunch, config: dict[str, Any], group: MemoryGroup | None) -> SandboxHost:
         before = _memory.oom_kills()
@@ -168,7 +179,7 @@ class SandboxEngine:
         try:
             with contextlib.suppress(OSError):  # a user may have used up what pipes may hold in all
                 fcntl.fcntl(output, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
-            marks = (_MARK, launch.job_name, launch.host, str(os.getpid()))
+            marks = (MARK, launch.job_name, launch.host, str(os.getpid()))
             process = subprocess.Popen(
                 launcher_command("host", write_status, marks),
                 bufsize=0,
@@ -189,18 +200,24 @@ class SandboxEngine:
                 if descriptor >= 0:
                     os.close(descriptor)
             if process is not None and process.stdin is not None:
-                process.stdin.close()  # ends the host and the launcher, which cleans up
+                process.stdin.close()  # ends the host and the launcher
                 process.wait()
+            for path in config["remove"]:
+                remove_tree(path)
+            if group is not None:
+                group.remove()
             if isinstance(error, OSError):
                 raise EngineError(f"can't start {launch.host} of {launch.job_name}: {error}") from error
             raise
         return SandboxHost(
             name=launch.host,
+            job=launch.job_name,
             process=process,
             output=output,
             status=status,
             report=report,
             group=group,
+            remove=tuple(config["remove"]),
             memory_limit=launch.memory_bytes if group is not None else None,
             oom_kills_before=before,
         )
@@ -228,25 +245,3 @@ class SandboxEngine:
         if report.get("failed") or report.get("setup"):
             raise EngineError(f"{failed}: {report.get('failed') or report['setup']}")
         return report
-
-    @staticmethod
-    def _end_orphans(job_name: str) -> None:
-        """Launchers of this job that outlived their supervisor; they end by themselves, unless they hang."""
-        marked = f"\0{_MARK}\0{job_name}\0".encode()
-        orphans = []
-        for entry in Path("/proc").iterdir():
-            if not entry.name.isdigit():
-                continue
-            try:
-                command = (entry / "cmdline").read_bytes()
-            except OSError:
-                continue  # it ended meanwhile
-            if marked in command and not Path("/proc", command.split(b"\0")[-2].decode()).exists():
-                orphans.append(int(entry.name))
-        deadline = time.monotonic() + 5.0
-        while orphans and time.monotonic() < deadline:
-            time.sleep(0.02)
-            orphans = [pid for pid in orphans if Path("/proc", str(pid)).exists()]
-        for pid in orphans:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)

@@ -14,7 +14,9 @@ from typing import IO, Any, Final
 
 from harness.engines.sandbox import _usage
 from harness.engines.sandbox._memory import MemoryGroup, machine_memory, oom_kills
+from harness.engines.sandbox._orphans import end_marked
 from harness.engines.sandbox.inner import launcher
+from harness.engines.sandbox.inner.remove import remove_tree
 from harness.errors import EngineError
 from harness.model import ExitStatus, Usage
 
@@ -36,15 +38,18 @@ class SandboxHost:
         self,
         *,
         name: str,
+        job: str,
         process: subprocess.Popen[bytes],
         output: int,
         status: int,
         report: dict[str, Any],
         group: MemoryGroup | None,
+        remove: tuple[str, ...],
         memory_limit: int | None,
         oom_kills_before: int,
     ) -> None:
         self._name = name
+        self._job = job
         self._process = process
         assert process.stdin is not None
         self._control: IO[bytes] = process.stdin
@@ -53,6 +58,7 @@ class SandboxHost:
         self._pid = int(report["pid"])
         self._exec_error: dict[str, Any] | None = report["exec"]
         self._group = group
+        self._remove = remove
         self._memory_limit = memory_limit
         self._oom_kills_before = oom_kills_before
         self._we_killed = False
@@ -166,7 +172,13 @@ class SandboxHost:
     def finish(self, timeout: float) -> bool:
         """Wait until the launcher has cleaned up after the host; whether it did in time."""
         self._watcher.join(timeout)
-        return not self._watcher.is_alive()
+        if self._watcher.is_alive():
+            return False
+        for path in self._remove:  # there only if the launcher was killed
+            remove_tree(path)
+        if self._group is not None:
+            self._group.remove()
+        return True
 
     # ------------------------------------------------------------------------------------------- internals
 
@@ -203,6 +215,7 @@ class SandboxHost:
 
     def _end_by_force(self) -> None:
         """Without its launcher process 1 has had its parent-death signal; wait until it's gone."""
+        end_marked(self._job)
         for _ in range(200):
             if not _usage.processes(self._pid):
                 return

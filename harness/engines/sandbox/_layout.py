@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -15,7 +16,13 @@ from harness.engines.sandbox._mode import Mode
 from harness.engines.sandbox.inner.remove import remove_tree
 from harness.model import HostLaunch, Mount
 
-__all__ = ["Layout"]
+__all__ = ["MARK_VARIABLE", "RECORD", "Layout"]
+
+MARK_VARIABLE: Final = "HARNESS_SANDBOX"
+"""`JOB:PID-OF-THE-SUPERVISOR`; how processes are found that no PID namespace holds together."""
+
+RECORD: Final = "remove.json"
+"""In the own directory: what is to be removed, should the supervisor and the launcher both be killed."""
 
 _ML: Final = "/opt/ml"
 
@@ -45,6 +52,7 @@ class Layout:
         for name in ("tmp", "var-tmp"):
             (self.own / name).chmod(0o1777)
         (self.own / "home").chmod(0o700)
+        self._python_names()
         environment = _environment.compose(self.launch, self.python, self.user, _devices.machine_has_gpus())
         if not self.launch.network_isolated:
             self._pip_config()
@@ -60,13 +68,22 @@ class Layout:
             "remove": [str(self.own)],
         }
         config |= self._namespaces(environment) if self.mode.name == "namespaces" else self._rewrite(config)
+        record = {"owner": os.getpid(), "remove": config["remove"]}
+        (self.own / RECORD).write_text(json.dumps(record))
         return config
+
+    def _python_names(self) -> None:
+        """`python` and `python3` are the interpreter, as in an image; many a system has no `python`."""
+        folder = self.own / "home/.local/bin"
+        folder.mkdir(parents=True)
+        for name in ("python", "python3"):
+            (folder / name).symlink_to(self.python.executable)
 
     def _pip_config(self) -> None:
         source = _environment.pip_config(self.user)
         if source is not None:
             target = self.own / "home/.config/pip/pip.conf"
-            target.parent.mkdir(parents=True)
+            target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, target)
 
     # ------------------------------------------------------------------------------------- with namespaces
@@ -164,6 +181,7 @@ class Layout:
             if link is not None:
                 remove.append(str(link))
         environment: dict[str, str] = config["environment"] | {
+            MARK_VARIABLE: f"{self.launch.job_name}:{os.getpid()}",
             "SAGEMAKER_BASE_DIR": str(own / "base"),
             "TMPDIR": str(own / "tmp"),
         }

@@ -59,6 +59,11 @@ class MemoryGroup:
         """Has a line `oom_kill N`."""
         return self.directory / ("memory.events" if self.v2 else "memory.oom_control")
 
+    def remove(self) -> None:
+        """When no process is in it any more; the launcher does it after a host."""
+        with contextlib.suppress(FileNotFoundError):
+            self.directory.rmdir()
+
     def used(self) -> int | None:
         """Bytes in use without the file cache that the kernel would give up first."""
         current = "memory.current" if self.v2 else "memory.usage_in_bytes"

@@ -12,7 +12,10 @@ from typing import Final, Literal, NamedTuple
 
 from harness.errors import EngineError
 
-__all__ = ["Mode", "launcher_command", "launcher_environment", "sandbox_mode"]
+__all__ = ["MARK", "Mode", "launcher_command", "launcher_environment", "sandbox_mode"]
+
+MARK: Final = "harness-sandbox"
+"""Stands in every launcher's command line, for `ps`, and to find it again."""
 
 _START: Final = "import sys; sys.path.insert(0, {!r}); from inner import launcher; launcher.main()"
 
@@ -38,7 +41,7 @@ class Mode(NamedTuple):
 
 
 def launcher_command(mode: str, status: int, marks: Sequence[str] = ()) -> list[str]:
-    """The command line of the launcher; `marks` are for `ps` and for finding it again."""
+    """The command line of the launcher; `marks`: more words for its command line."""
     start = _START.format(str(Path(__file__).parent))
     return [sys.executable, "-I", "-S", "-c", start, mode, str(status), *marks]
 

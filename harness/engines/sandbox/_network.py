@@ -8,7 +8,7 @@ import socket
 import subprocess
 import zlib
 
-from harness.engines.sandbox._mode import Mode, launcher_command, launcher_environment
+from harness.engines.sandbox._mode import MARK, Mode, launcher_command, launcher_environment
 from harness.engines.sandbox.inner import kernel, launcher
 from harness.errors import EngineError
 
@@ -75,7 +75,7 @@ class JobNetwork:
         receive, status = os.pipe()
         try:
             with subprocess.Popen(
-                launcher_command("network", status, ("harness-sandbox", job)),
+                launcher_command("network", status, (MARK, job)),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,

@@ -3,36 +3,28 @@
 from __future__ import annotations
 
 import os
-import shutil
+import stat
 
 
 def remove_tree(path: str) -> None:
     """Remove `path` and all below it; nothing when it isn't there.
 
     overlayfs leaves a directory of mode 000 in its work directory, and a script can leave such as well:
-    their owner may change that first.
+    their owner may change that first. Not `shutil`: it takes longer to import than most trees to remove.
     """
     try:
-        _remove(path)
-    except PermissionError:
-        _open_up(path)
-        _remove(path)
-
-
-def _remove(path: str) -> None:
-    if os.path.islink(path) or os.path.isfile(path):
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISDIR(mode):
         os.unlink(path)
         return
-    try:
-        shutil.rmtree(path)
-    except FileNotFoundError:
-        if os.path.lexists(path):
-            raise
-
-
-def _open_up(folder: str) -> None:
-    os.chmod(folder, 0o700)
-    with os.scandir(folder) as entries:
-        inner = [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
-    for path in inner:
-        _open_up(path)
+    if stat.S_IMODE(mode) & 0o700 != 0o700:
+        os.chmod(path, 0o700)
+    with os.scandir(path) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                remove_tree(entry.path)
+            else:
+                os.unlink(entry.path)
+    os.rmdir(path)

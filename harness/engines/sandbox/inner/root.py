@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
-from typing import Any
 
 from . import kernel
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # see launcher
+    from typing import Any
 
 _OLD = "/.old"
 _OWN = ("opt", "root", "tmp", "proc", "dev")
