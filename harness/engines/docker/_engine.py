@@ -105,6 +105,7 @@ class DockerEngine:
         return hosts
 
     def close(self, job_name: str) -> None:
+        self._daemon.returns()  # a daemon that is being restarted is worth waiting for
         with self._daemon.doing(f"remove what is left of {job_name}"):
             containers = self._containers(job_name)
             networks = self._daemon.client.networks(filters=self._filters(job_name))
