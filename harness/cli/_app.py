@@ -82,8 +82,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         result = harness.main(words, prog_name="harness", standalone_mode=False)
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
-    except BrokenPipeError:
-        # The reader has what it wanted, as in `harness logs job | head`.
+    except (BrokenPipeError, SystemExit):
+        # The reader has what it wanted, as in `harness logs job | head`; click exits then, nothing else does.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _BROKEN_PIPE
     except (KeyboardInterrupt, click.Abort):

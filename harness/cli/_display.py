@@ -16,6 +16,8 @@ __all__ = ["PREFIX_STYLES", "Display", "prefix"]
 PREFIX_STYLES: Final[tuple[_terminal.Style, ...]] = ("cyan", "magenta", "yellow", "blue", "green")
 _METRICS_EVERY: Final = 10.0
 """Seconds between two lines of metrics where no status line can show them."""
+_LONG: Final = ("Starting", "Downloading", "Uploading")
+"""The phases that have progress."""
 _SHORT_NAMES: Final = {
     "CPUUtilization": "cpu",
     "MemoryUtilization": "memory",
@@ -112,6 +114,8 @@ class Display:
         progress = tick.progress
         passed = _terminal.duration(max(0.0, time.time() - self._phase_since))
         parts = [f"{self._phase} {passed}"]
+        if self._phase not in _LONG or (progress is not None and progress.done >= progress.total > 0):
+            progress = None  # what is left on record of a phase that is over
         if progress is not None and progress.total:
             bar = self._screen.bar(progress.done, progress.total)
             parts.append(f"{progress.what} {bar} {100 * progress.done // progress.total} %")
