@@ -59,6 +59,12 @@ class Environment:
         self.shell = os.environ.pop("HARNESS_TOOLKIT_SHELL", "") == "1"
         self._extra_path = os.environ.pop("HARNESS_EXTRA_PATH", "").split(":")
 
+        # In an image `python`, `pip` and `torchrun` are those of the toolkit's own interpreter.
+        programs = os.path.dirname(sys.executable)
+        path = os.environ.get("PATH", os.defpath).split(":")
+        if programs not in path:
+            os.environ["PATH"] = ":".join([programs, *path])
+
         base = base_directory()
         self.code_dir = os.path.join(base, "code")
         self.output_dir = os.path.join(base, "output")

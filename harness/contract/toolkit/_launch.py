@@ -53,14 +53,15 @@ _DNS_LONGEST = 30.0
 
 def await_hosts(hosts: Sequence[str]) -> None:
     """Return when every host's name resolves; the last error after 15 minutes (contract: H2)."""
-    import socket
+    # Not `socket`, and no text: that saves 5 ms of imports (selectors, idna).
+    from _socket import gethostbyname
 
     start = time.monotonic()
     for host in hosts:
         wait = 0.2
         while True:
             try:
-                socket.gethostbyname(host)
+                gethostbyname(host.encode())  # type: ignore[arg-type]
                 break
             except OSError:
                 if time.monotonic() - start + wait > _DNS_LIMIT:
@@ -137,10 +138,5 @@ def torchrun(environment: Environment, name: str, arguments: Sequence[str], log:
 
 
 def _program() -> list[str]:
-    """torchrun of this interpreter; a Python whose PyTorch brought no script has the module."""
-    if (
-        os.path.isfile(os.path.join(os.path.dirname(sys.executable), TORCHRUN))
-        and which(TORCHRUN) is not None
-    ):
-        return [TORCHRUN]
-    return [sys.executable, "-m", "torch.distributed.run"]
+    """torchrun; a PyTorch that brought no such script has the module."""
+    return [TORCHRUN] if which(TORCHRUN) is not None else [sys.executable, "-m", "torch.distributed.run"]

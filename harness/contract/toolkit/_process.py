@@ -6,6 +6,7 @@ left behind may hold on to the pipes, and the host ends all the same.
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import signal
@@ -51,6 +52,10 @@ def run(
         try:
             code, output = _captured(command, cwd, log)
         except OSError as error:
+            if error.errno == errno.E2BIG:
+                # The SM_* variables are too long, not the command: AWS's toolkit falls over them before
+                # it comes to the command, as a Framework Error.
+                raise
             raise ExecuteUserScriptError(str(error)) from error
         log.info("Waiting for the process to finish and give a return code.")
         log.info(f"Done waiting for a return code. Received {code} from exiting process.")

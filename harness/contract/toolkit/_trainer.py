@@ -153,7 +153,6 @@ def _run(environment: Environment, launcher: str | None, *, capture: bool, log: 
     _entry_point.fetch(environment.module_dir, code_dir, log)
     name = _entry_point.validate(environment.entry_point)
     _entry_point.install(name, code_dir, capture=capture, log=log)
-    properties = environment.properties()
     variables["PYTHONPATH"] = environment.python_path()
     shell = environment.shell and capture
     os.environ.update(variables)
@@ -162,7 +161,7 @@ def _run(environment: Environment, launcher: str | None, *, capture: bool, log: 
         words = _launch.torchrun(environment, name, arguments, log)
     else:
         words = _entry_point.command(name, arguments, code_dir, shell=shell)
-    _log_invocation(properties, variables, words, log)
+    _log_invocation(environment.properties(), variables, words, log)
     if launcher is None:
         if os.environ.get("USE_SMDEBUG") == "0":
             log.info("Sagemaker Debugger is not enabled, debugger exceptions will not be imported.")
