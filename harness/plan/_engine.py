@@ -92,8 +92,8 @@ def _docker_cannot(spec: Spec, image: _image.Choice | None) -> str:
     labels = image.image.labels
     if launcher and launcher.needs and "harness.image" in labels and _LAUNCHERS_LABEL not in labels:
         return (
-            f"the request wants {launcher.title}, and the image {image.name} has no {launcher.needs}: "
-            "map to one that has in [local.images]"
+            f"the request wants {launcher.title}, which needs {launcher.needs}, and the image {image.name} lacks them: "
+            "map to one that has them in [local.images]"
         )
     return ""
 

@@ -56,6 +56,16 @@ def _cannot(facts: Facts) -> Iterator[str]:
             "install it, or name another interpreter in [local] python."
         )
     if (
+        any(host.gpus for host in facts.hosts)
+        and facts.python
+        and facts.python.torch
+        and not facts.python.cuda
+    ):
+        yield (
+            f"{facts.python.executable} has a CPU build of PyTorch, which can't use the GPUs: "
+            "install a CUDA build, or name another interpreter in [local] python."
+        )
+    if (
         facts.image is not None
         and facts.image.image is not None
         and facts.image.image.user not in ("", "root", "0")
