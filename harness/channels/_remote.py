@@ -107,7 +107,16 @@ class RemoteS3:
         lock = threading.Lock()
         done = 0
 
-        class Count(BaseSubscriber):  # type: ignore[misc]  # s3transfer has no types
+        class Watch(BaseSubscriber):  # type: ignore[misc]  # s3transfer has no types
+            def __init__(self, found: RemoteObject) -> None:
+                self._found = found
+
+            def on_queued(self, future: Any, **_: Any) -> None:
+                # The listing told both: no HEAD for each object, and one that changed is refused.
+                future.meta.provide_transfer_size(self._found.size)
+                if hasattr(future.meta, "provide_object_etag"):  # s3transfer >= 0.13
+                    future.meta.provide_object_etag(f'"{self._found.etag}"')
+
             def on_progress(self, bytes_transferred: int, **_: Any) -> None:
                 nonlocal done
                 with lock:
@@ -117,12 +126,15 @@ class RemoteS3:
         config = TransferConfig(
             max_concurrency=_CONCURRENCY, multipart_threshold=_PART, multipart_chunksize=_PART
         )
-        count = Count()
         with create_transfer_manager(self._client, config) as manager:
             pending = []
             for found, path in wanted:
                 pending.append(
-                    (found, path, manager.download(found.bucket, found.key, str(path), subscribers=[count]))
+                    (
+                        found,
+                        path,
+                        manager.download(found.bucket, found.key, str(path), subscribers=[Watch(found)]),
+                    )
                 )
                 if progress is not None:
                     progress(done, total, what)
