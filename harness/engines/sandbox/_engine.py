@@ -39,9 +39,11 @@ class SandboxEngine:
     dies with this process, however that dies.
 
     `HostLaunch.memory_bytes` is enforced by a control group where one can be made: as root, or as a user
-    to whom systemd delegates. Elsewhere it isn't enforced, and the host's `notes` say so; an OOM kill is
-    then told from the machine's counter. Without namespaces (see `sandbox_mode`) a single host still runs,
-    with SAGEMAKER_BASE_DIR in place of /opt/ml.
+    to whom systemd delegates. Elsewhere the launcher looks at the processes often enough and kills the
+    largest. Without a limit an OOM kill is told from the machine's own counter.
+
+    Without namespaces (see `sandbox_mode`) a single host still runs, with SAGEMAKER_BASE_DIR in place of
+    /opt/ml, and nothing keeps it from what the user may write.
     """
 
     def __init__(self, mode: Mode | None = None) -> None:
@@ -120,9 +122,9 @@ class SandboxEngine:
             config["cgroup_procs"] = [str(group.processes)]
             config["cgroup_directories"] = [str(group.directory)]
             config["oom_file"] = str(group.oom_file)
+        elif launch.memory_bytes is not None:
+            config["memory_limit"] = launch.memory_bytes
         host = self._launch(launch, config, group)
-        if launch.memory_bytes is not None and group is None:
-            host.notes += ("the memory limit isn't enforced: this user can't make a memory control group",)
         if self._mode.name == "rewrite":
             host.notes += (f"hard-coded /opt/ml paths don't work: {self._mode.reason}",)
         with self._lock:
@@ -218,7 +220,7 @@ class SandboxEngine:
             report=report,
             group=group,
             remove=tuple(config["remove"]),
-            memory_limit=launch.memory_bytes if group is not None else None,
+            memory_limit=launch.memory_bytes,
             oom_kills_before=before,
         )
 

@@ -63,6 +63,7 @@ class Layout:
             "cgroup_procs": [],
             "cgroup_directories": [],
             "oom_file": None,
+            "memory_limit": None,
             "argv": [*(self.launch.entrypoint or ()), *self.launch.command],
             "environment": environment,
             "remove": [str(self.own)],

@@ -24,6 +24,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:  # typing alone takes as long to import as all the rest
     from typing import Any, NoReturn
 
+    from .memory import Guard
+
     Config = dict[str, Any]
 
 NOT_FOUND = 127
@@ -179,10 +181,16 @@ def run_host(config: Config, control: int, status: int, null: int) -> None:
     except EOFError:
         os.close(progress)
     write_frame(status, report)
-    ended = _watch(child, control)
+    guard = None
+    if config["memory_limit"]:
+        from .memory import Guard
+
+        guard = Guard(child, config["memory_limit"])
+    ended = _watch(child, control, guard)
     if not confined:
         _kill_descendants()
-    told = {"status": ended, "oom_kills": _oom_kills(config["oom_file"])}
+    kills = guard.kills if guard else _oom_kills(config["oom_file"])
+    told = {"status": ended, "oom_kills": kills}
     try:
         write_frame(status, told)
     except BrokenPipeError:
@@ -190,18 +198,19 @@ def run_host(config: Config, control: int, status: int, null: int) -> None:
     _clean(config)
 
 
-def _watch(child: int, control: int) -> int:
+def _watch(child: int, control: int, guard: Guard | None) -> int:
     """The wait status of `child`; signals that come on the control pipe are passed on until then."""
     poll = select.poll()
     poll.register(control, select.POLLIN)
     try:
         handle = os.pidfd_open(child)
     except (AttributeError, OSError):  # Linux before 5.3
-        pause: int | None = 20
+        most: int | None = 20
     else:
-        pause = None
+        most = None
         poll.register(handle, select.POLLIN)
     while True:
+        pause = most if guard is None else min(guard.look(), most or 500)
         events = dict(poll.poll(pause))
         pid, ended = os.waitpid(child, os.WNOHANG)
         if pid:
