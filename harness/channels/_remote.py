@@ -102,7 +102,7 @@ class RemoteS3:
         `progress` is called from this thread only.
         """
         from boto3.s3.transfer import TransferConfig, create_transfer_manager
-        from s3transfer.subscribers import BaseSubscriber  # type: ignore[import-untyped]
+        from s3transfer.subscribers import BaseSubscriber
 
         lock = threading.Lock()
         done = 0
@@ -162,10 +162,11 @@ def _told(uri: str) -> Iterator[None]:
     from boto3.exceptions import Boto3Error
     from botocore.exceptions import BotoCoreError
     from botocore.exceptions import ClientError as AwsError
+    from s3transfer.exceptions import RetriesExceededError, S3DownloadFailedError
 
     try:
         yield
-    except (AwsError, BotoCoreError, Boto3Error) as error:
+    except (AwsError, BotoCoreError, Boto3Error, RetriesExceededError, S3DownloadFailedError) as error:
         raise ClientError(f"Data download failed: {uri} ({error})") from error
     except OSError as error:
         if out_of_space(error):
