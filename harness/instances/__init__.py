@@ -63,8 +63,8 @@ class Instance:
     neuron_cores: int
     nvme: int | None
     """Bytes of local NVMe, which SageMaker mounts instead of an EBS volume; 0: EBS only; None: not known."""
-    efa_interfaces: int
-    """What EC2 offers."""
+    efa_interfaces: int | None
+    """What EC2 offers; None: not known."""
 
     @property
     def efa(self) -> bool:

@@ -300,6 +300,7 @@ class Cloud:
 
     requests: list[dict[str, Any]] = field(default_factory=list)
     uploads: list[str] = field(default_factory=list)
+    session: Any = None
 
     def answer(self, request: Any, event_name: str, **_: Any) -> Any:
         from botocore.awsrequest import AWSResponse
@@ -311,9 +312,9 @@ class Cloud:
             body = {"TrainingJobArn": f"arn:aws:sagemaker:us-east-1:111122223333:training-job/{JOB}"}
         elif operation == "GetCallerIdentity":
             body = (
-                "<GetCallerIdentityResponse><GetCallerIdentityResult><Account>111122223333</Account>"
-                "</GetCallerIdentityResult></GetCallerIdentityResponse>"
-            ).encode()
+                b"<GetCallerIdentityResponse><GetCallerIdentityResult><Account>111122223333</Account>"
+                b"</GetCallerIdentityResult></GetCallerIdentityResponse>"
+            )
         elif operation == "PutObject":
             self.uploads.append(request.url)
         elif operation == "ListBuckets":
@@ -333,14 +334,17 @@ class _Raw:
 
 
 @pytest.fixture(scope="module")
-def sdk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The SDK, without this machine's AWS settings and without its telemetry."""
+def connected(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Cloud, Any]]:
+    """The SDK's session, without this machine's AWS settings and without telemetry, and what it talks to.
+
+    One for all tests: botocore needs seconds to make the clients.
+    """
     place = tmp_path_factory.mktemp("sdk")
     config = place / "config.yaml"
     config.write_text("SchemaVersion: '1.0'\nSageMaker: {PythonSDK: {Modules: {TelemetryOptOut: true}}}\n")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SAGEMAKER_ADMIN_CONFIG_OVERRIDE", str(config))
-        patch.setenv("SAGEMAKER_USER_CONFIG_OVERRIDE", str(config))
+        patch.setenv("XDG_CONFIG_HOME", str(place))  # where the SDK looks for its own settings
+        patch.setenv("XDG_CONFIG_DIRS", str(place))
         patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
         for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
             patch.setenv(name, str(place / "none"))
@@ -348,8 +352,27 @@ def sdk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
             patch.delenv(name, raising=False)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            import sagemaker.pytorch  # noqa: F401
-        yield
+            import boto3
+            import sagemaker
+            import sagemaker.telemetry.telemetry_logging as telemetry
+
+            patch.setattr(telemetry, "_send_telemetry_request", lambda *_, **__: None)
+            session = boto3.Session(
+                aws_access_key_id="AKIDEXAMPLE", aws_secret_access_key="secret", region_name="us-east-1"
+            )
+            cloud = Cloud()
+            session.events.register("before-send", cloud.answer)
+            yield cloud, sagemaker.Session(boto_session=session, sagemaker_config={})
+
+
+@pytest.fixture
+def cloud(connected: tuple[Cloud, Any], home: Path) -> Cloud:
+    del home  # where the image cache goes
+    cloud, session = connected
+    cloud.requests.clear()
+    cloud.uploads.clear()
+    cloud.session = session
+    return cloud
 
 
 @pytest.fixture
@@ -360,22 +383,10 @@ def code(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.fixture
-def cloud() -> Cloud:
-    return Cloud()
-
-
 def sdk_request(cloud: Cloud, words: dict[str, Any], inputs: Any, **fit: Any) -> dict[str, Any]:
-    import boto3
-    import sagemaker
     from sagemaker.pytorch import PyTorch
 
-    session = boto3.Session(
-        aws_access_key_id="AKIDEXAMPLE", aws_secret_access_key="secret", region_name="us-east-1"
-    )
-    session.events.register("before-send", cloud.answer)
-    estimator = PyTorch(sagemaker_session=sagemaker.Session(boto_session=session), **words)
-    estimator.fit(inputs, wait=False, **fit)
+    PyTorch(sagemaker_session=cloud.session, **words).fit(inputs, wait=False, **fit)
     (request,) = cloud.requests
     return request
 
@@ -389,7 +400,6 @@ def without_order(request: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.usefixtures("sdk")
 def test_the_request_is_the_sdks(name: str, cloud: Cloud, code: Path, tmp_path: Path) -> None:
     """contract: C6, H10, and every field that the SDK fills in"""
     case = CASES[name]
@@ -410,7 +420,6 @@ def test_the_request_is_the_sdks(name: str, cloud: Cloud, code: Path, tmp_path: 
     assert uploaded.split("?")[0].endswith(key)
 
 
-@pytest.mark.usefixtures("sdk")
 def test_the_script_alone(cloud: Cloud, code: Path, tmp_path: Path) -> None:
     """Without source_dir the archive is the script, and the program its file name."""
     script = code / SEED["entry_point"]
@@ -424,7 +433,6 @@ def test_the_script_alone(cloud: Cloud, code: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "words", [{"base_job_name": "digits"}, {}, {"base_job_name": "d" * 70}], ids=["base", "image", "long"]
 )
-@pytest.mark.usefixtures("sdk")
 def test_names_are_made_as_the_sdk_makes_them(
     words: dict[str, str], cloud: Cloud, code: Path, tmp_path: Path
 ) -> None:
