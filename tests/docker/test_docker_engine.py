@@ -667,10 +667,25 @@ def test_known_causes_come_with_advice(engine: DockerEngine, text: str, advice: 
 
 def test_labels_of_all_hosts_make_the_claim(engine: DockerEngine) -> None:
     del engine
+    of_job = {"harness.job": "j", "harness.scope": "s"}
     first = {"harness.own": '["/b"]', "harness.shared": '["/s"]', "harness.since": "20", "harness.image": "i"}
     second = {"harness.own": '["/a", "/b"]', "harness.since": "10", "harness.image": "i"}
 
-    claim = _claim([first, second])
+    claim = _claim([of_job, {**of_job, **first}, {**of_job, **second}])
 
     assert claim.own == (Path("/a"), Path("/b"))
     assert (claim.shared, claim.since, claim.images) == ((Path("/s"),), 10.0, ("i",))
+    assert claim.labels == of_job
+
+
+def test_a_helper_that_was_left_is_no_host_and_goes_with_close(
+    job: Any, engine: DockerEngine, client: docker.DockerClient
+) -> None:
+    job.start(job.script(""))
+    labels = {"harness.job": job.name, "harness.scope": engine._scope}
+    client.containers.create(job.image, "true", labels=labels)
+
+    assert set(engine.attach(job.name)) == {"algo-1"}
+    engine.close(job.name)
+
+    assert left(client, job) == []

@@ -85,6 +85,8 @@ class DockerEngine:
         hosts: dict[str, DockerHost] = {}
         with self._daemon.doing(f"find the hosts of {job_name}"):
             for found in self._containers(job_name):
+                if _launch.HOST not in found["Labels"]:
+                    continue
                 try:
                     state = self._daemon.client.inspect_container(found["Id"])["State"]
                 except NotFound:
@@ -250,7 +252,7 @@ class DockerEngine:
                 if status_of(error) != 409:
                     raise
             for found in self._containers(launch.job_name):
-                if found["Labels"][_launch.HOST] == launch.host:
+                if found["Labels"].get(_launch.HOST) == launch.host:
                     if found["State"] == "running":
                         raise EngineError(f"{launch.host} of {launch.job_name} runs already: attach to it")
                     self._remove_container(found["Id"])
@@ -299,8 +301,9 @@ def _claim(labels: Iterable[Mapping[str, str]]) -> Claim:
     return Claim(
         own=paths(_launch.OWN),
         shared=paths(_launch.SHARED),
-        since=min(float(label[_launch.SINCE]) for label in labels),
+        since=min((float(label[_launch.SINCE]) for label in labels if _launch.SINCE in label), default=0.0),
         images=tuple({label[_launch.IMAGE]: None for label in labels if label.get(_launch.IMAGE)}),
+        labels={key: labels[0][key] for key in (_launch.JOB, _launch.SCOPE)},
     )
 
 

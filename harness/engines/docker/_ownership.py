@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shlex
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -34,6 +34,8 @@ class Claim:
     since: float
     images: tuple[str, ...]
     """Images to take `chown` from, best first."""
+    labels: Mapping[str, str]
+    """For the container that runs it, so that it too is found if this process dies."""
 
 
 def give(daemon: Daemon, claim: Claim) -> None:
@@ -54,7 +56,7 @@ def give(daemon: Daemon, claim: Claim) -> None:
         return
     for tree, paths in found.items():
         for number in range(0, len(paths), BATCH):
-            _chown(daemon, tree, paths[number : number + BATCH], claim.images, f"{uid}:{gid}")
+            _chown(daemon, tree, paths[number : number + BATCH], claim, f"{uid}:{gid}")
     for tree in claim.own:
         if left := next(_foreign(tree, uid), None):
             raise EngineError(
@@ -91,17 +93,19 @@ def _foreign(tree: Path, uid: int, *, since: float | None = None) -> Iterator[Pa
             continue  # another's directory; it was yielded itself if it is new
 
 
-def _chown(daemon: Daemon, tree: Path, paths: list[Path], images: tuple[str, ...], owner: str) -> None:
+def _chown(daemon: Daemon, tree: Path, paths: list[Path], claim: Claim, owner: str) -> None:
     from docker.errors import APIError, ImageNotFound
 
     client = daemon.client
     # A rootless daemon's root is the user; there `chown 0:0` says the same.
     owner = "0:0" if daemon.rootless() else owner
     reason = "no local image was left to run it"
-    for image in dict.fromkeys((*images, *HELPERS)):
+    for image in dict.fromkeys((*claim.images, *HELPERS)):
         with daemon.doing("give the job's files back to you"):
             try:
-                helper = client.create_container_from_config(_helper(daemon, image, tree, paths, owner))["Id"]
+                body = _helper(daemon, image, tree, paths, owner)
+                body["Labels"] = dict(claim.labels)
+                helper = client.create_container_from_config(body)["Id"]
             except ImageNotFound:
                 continue
             try:
@@ -139,7 +143,6 @@ def _helper(daemon: Daemon, image: str, tree: Path, paths: list[Path], owner: st
         entrypoint=["chown"],
         command=["-hR", owner, "--", *(str(Path("/harness") / path.relative_to(tree)) for path in paths)],
         user="0:0",
-        labels={"harness.helper": "chown"},
         host_config=client.create_host_config(
             network_mode="none",
             mounts=[Mount(target="/harness", source=str(tree), type="bind")],
