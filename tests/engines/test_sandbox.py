@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import time
 import venv
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -61,17 +62,27 @@ def attempts(code: str) -> str:
     )
 
 
-def processes_with(marker: str) -> list[str]:
-    """Command lines of this machine's processes that have `marker` in them."""
-    found = []
+def processes_with(marker: str) -> dict[int, str]:
+    """Pid and command line of this machine's processes that have `marker` in them."""
+    found = {}
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
         except OSError:
             continue
         if marker in line:
-            found.append(line)
+            found[int(path.parent.name)] = line
     return found
+
+
+@pytest.fixture
+def marker() -> Iterator[str]:
+    """A number of seconds that only one test sleeps; should it fail, its sleepers are ended here."""
+    name = f"7{time.time_ns() % 10**9}"
+    yield name
+    for pid in processes_with(name):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def soon(condition: Callable[[], bool], seconds: float = 10) -> bool:
@@ -524,7 +535,7 @@ def test_nothing_is_left_behind(job: Any) -> None:
     assert list(launch.scratch.iterdir()) == []
     assert Path("/usr/bin").is_dir()
     assert str(job.root) not in Path("/proc/self/mountinfo").read_text()
-    assert processes_with(job.name) == []
+    assert processes_with(job.name) == {}
 
 
 def test_another_engine_leaves_a_living_supervisor_s_job_alone(job: Any) -> None:
@@ -558,11 +569,10 @@ time.sleep(600)
 @pytest.mark.parametrize("victim", ["supervisor", "launcher"])
 @pytest.mark.parametrize("mode", ["namespaces", "rewrite"])
 def test_a_host_dies_with_its_supervisor_and_with_its_launcher(
-    tmp_path: Path, victim: str, mode: str
+    tmp_path: Path, marker: str, victim: str, mode: str
 ) -> None:
     if mode == "namespaces" and sandbox_mode().name != mode:
         pytest.skip(sandbox_mode().reason)
-    marker = f"7{time.time_ns() % 10**9}"
     name = f"t-{marker}"
     with subprocess.Popen(
         [sys.executable, "-c", SUPERVISOR, str(tmp_path), name, marker, mode],
@@ -586,7 +596,7 @@ def test_a_host_dies_with_its_supervisor_and_with_its_launcher(
             supervisor.kill()
             supervisor.wait()
             SandboxEngine().close(name)
-        gone = soon(lambda: processes_with(f"sleep {marker}") == [], 5)
+        gone = soon(lambda: processes_with(f"sleep {marker}") == {}, 5)
 
         assert gone, processes_with(marker)
         assert time.monotonic() - began < 3
@@ -630,19 +640,17 @@ def test_without_namespaces_the_base_directory_leads_to_the_tree(plain: Any, tmp
     assert not (launch.ml / "input/data/training").exists()
 
 
-def test_without_namespaces_daemons_end_as_well(plain: Any) -> None:
-    marker = f"8{time.time_ns() % 10**9}"
+def test_without_namespaces_daemons_end_as_well(plain: Any, marker: str) -> None:
 
     output, status = plain.run(
         plain.launch("sh", "-c", f"(setsid sh -c 'setsid sleep {marker} &' &); echo up; exit 4")
     )
 
     assert (output, status) == (b"up\n", ExitStatus(code=4))
-    assert processes_with(f"sleep {marker}") == []
+    assert processes_with(f"sleep {marker}") == {}
 
 
-def test_a_dead_launcher_is_told_and_its_host_ended(plain: Any) -> None:
-    marker = f"9{time.time_ns() % 10**9}"
+def test_a_dead_launcher_is_told_and_its_host_ended(plain: Any, marker: str) -> None:
     (host,) = plain.start(plain.launch("sh", "-c", f"(setsid sleep {marker} &); echo up; sleep {marker}"))
     next(host.output())
     parent = Path(f"/proc/{host.pid}/status").read_text().partition("PPid:")[2].split()[0]
@@ -651,7 +659,7 @@ def test_a_dead_launcher_is_told_and_its_host_ended(plain: Any) -> None:
 
     status = host.wait(10)
     assert (status.code, status.vanished) == (137, True)
-    assert processes_with(f"sleep {marker}") == []
+    assert processes_with(f"sleep {marker}") == {}
     plain.engine.close(plain.name)
     assert list((plain.root / "algo-1/scratch").iterdir()) == []
 
