@@ -26,7 +26,7 @@ _ULTRA: Final = cloud_only(
 )
 _READ_ONLY: Final = cloud_only("AWS sets it in its answers; a request can't.")
 _VPC: Final = cloud_only(
-    "Hosts use this machine's network; what only the VPC reaches is not reached from here."
+    "There is no VPC here: what only its subnets reach is not reached from this machine."
 )
 
 _KEEP: Final = cloud_only(

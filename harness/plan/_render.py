@@ -38,7 +38,7 @@ def render(plan: Plan, spec: Spec, console: Console) -> None:
         console.print(Text(words, style=style))
 
     console.print(Text.assemble((spec.job_name, "bold"), f"  ({spec.origin})"))
-    console.print(Padding(Text(f"{plan.engine} engine: {plan.engine_reason}"), (0, 0, 0, 2)))
+    console.print(Padding(Text(f"{plan.engine} engine: {plan.engine_reason}"), (0, 0, 0, 2), expand=False))
     told = [*plan.notes, *spec.warnings]
     if told:
         title("To know")
@@ -149,7 +149,7 @@ def _paths(items: Iterable[FieldTreatment]) -> RenderableType:
     from rich.padding import Padding
     from rich.text import Text
 
-    return Padding(Text(", ".join(dict.fromkeys(item.path for item in items))), (0, 0, 0, 2))
+    return Padding(Text(", ".join(dict.fromkeys(item.path for item in items))), (0, 0, 0, 2), expand=False)
 
 
 def _fields(items: Sequence[FieldTreatment], width: int) -> RenderableType:
@@ -169,8 +169,8 @@ def _fields(items: Sequence[FieldTreatment], width: int) -> RenderableType:
             values.setdefault(item.path, []).append(_value(item.value, min(_VALUE, width // 2)))
         for path, shown in values.items():
             text = Text.assemble((path, "bold"), "  ", (", ".join(dict.fromkeys(shown)), "dim"))
-            paragraphs.append(Padding(text, (0, 0, 0, 2)))
-        paragraphs.append(Padding(Text(reason), (0, 0, 0, 6)))
+            paragraphs.append(Padding(text, (0, 0, 0, 2), expand=False))
+        paragraphs.append(Padding(Text(reason), (0, 0, 0, 6), expand=False))
     return Group(*paragraphs)
 
 
