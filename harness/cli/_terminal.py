@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 import sys
 import time
 from typing import Any, Final, Literal, TextIO
@@ -70,7 +68,11 @@ class Screen:
     @property
     def width(self) -> int:
         """Columns; 80 where there is no terminal to ask."""
-        return shutil.get_terminal_size((80, 24)).columns if self.is_terminal else 80
+        if not self.is_terminal:
+            return 80
+        import shutil
+
+        return shutil.get_terminal_size((80, 24)).columns
 
     def style(self, text: str, *styles: Style) -> str:
         """`text` in these styles, where the stream shows any."""
@@ -142,6 +144,8 @@ def tell(message: str, *, kind: Literal["error", "warning", "note"]) -> None:
 
 def emit_json(document: Any) -> None:
     """The one JSON document of a command, on stdout."""
+    import json
+
     json.dump(document, sys.stdout, indent=2, ensure_ascii=False, default=str)
     sys.stdout.write("\n")
 

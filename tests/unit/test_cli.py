@@ -136,6 +136,28 @@ def test_quick_commands_import_nothing_heavy(home: Path, words: list[str]) -> No
     del home
 
 
+def test_doctor(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = main(["doctor", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert code == (errors.COMPLETED if found["ok"] else errors.MACHINE_CANNOT)
+    assert {"machine", "python", "state", "disk", "docker", "sandbox", "gpus"} <= {
+        check["name"] for check in found["checks"]
+    }
+    assert main(["doctor"]) == code
+    shown = capsys.readouterr().out
+    assert str(home) in shown
+    assert all(check["detail"] in shown for check in found["checks"])
+
+
+def test_doctor_of_a_machine_that_cannot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("HARNESS_HOME", str(tmp_path / "file"))
+    assert main(["doctor"]) == errors.MACHINE_CANNOT
+    assert "fail  state" in capsys.readouterr().out
+
+
 class Terminal(io.StringIO):
     """A stream that says it is a terminal."""
 
