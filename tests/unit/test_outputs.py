@@ -134,6 +134,7 @@ def test_links_and_special_files(ml: Path, tmp_path: Path) -> None:
     (root / "up").symlink_to("../../secret")
     (root / "self").symlink_to(".")
     (root / "sneaky").symlink_to("self/../../../secret")
+    (root / "above").symlink_to("self/..")
     os.mkfifo(root / "fifo")
     with socket.socket(socket.AF_UNIX) as sock:
         here = Path.cwd()
@@ -146,7 +147,7 @@ def test_links_and_special_files(ml: Path, tmp_path: Path) -> None:
     assert packed is not None
     assert unpack(tmp_path / "model.tar.gz") == {"d": None, "d/real": b"r", "latest": "d/real", "self": "."}
     told = "\n".join(packed.warnings)  # contract: F26
-    for name in ("absolute", "up", "sneaky", "fifo", "socket", "latest"):
+    for name in ("absolute", "up", "sneaky", "above", "fifo", "socket", "latest"):
         assert f"algo-1:{name}" in told
     copied = copy_uncompressed({"algo-1": root}, tmp_path / "out")
     assert copied is not None
