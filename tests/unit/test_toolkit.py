@@ -221,11 +221,14 @@ def test_what_the_engine_tells_is_not_seen(job: Job) -> None:
     assert path[-2:] == ["/standins", "/usr/lib"]
 
 
-def test_nothing_of_ours_hides_the_users_modules(job: Job) -> None:  # contract: D20
+@pytest.mark.parametrize("safe", ["", "1"])
+def test_nothing_of_ours_hides_the_users_modules(job: Job, safe: str) -> None:  # contract: D20
+    job.environment = {"PYTHONSAFEPATH": safe}
     job.code["train.py"] = "import toolkit, _errors, _trainer\n" + PROBE
     job.code |= {"toolkit.py": "", "_errors.py": "", "_trainer.py": ""}
     found = job.run().probe
     assert found["cwd"] == str(job.base / "code")  # contract: A22
+    assert any(path.endswith(".zip") for path in found["environ"]["PYTHONPATH"].split(":"))
     assert not [path for path in found["path"] if path.startswith(str(TOOLKIT.parent))]
 
 
