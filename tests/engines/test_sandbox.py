@@ -420,10 +420,10 @@ def test_packages_go_to_a_layer_and_not_into_the_user_s_environment(job: Any, tm
 def test_where_no_layer_can_be_had_pip_installs_beside(
     job: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # sysfs can't hold a layer: what an old kernel, or a scratch directory on NFS, says to any place.
+    # procfs can't have a layer over it: what a kernel before 5.11 says to any place.
     venv.create(tmp_path / "env", symlinks=True, with_pip=False)
     python = str(tmp_path / "env/bin/python")
-    monkeypatch.setattr(Layout, "_layer", lambda _self, path, _: (path, path, "/sys", "/sys"))
+    monkeypatch.setattr(Layout, "_layer", lambda _self, path, _: ("/proc/1", path, "/sys", "/sys"))
 
     (host,) = job.start(job.launch(python, "-c", say("dict(os.environ)"), python=python))
 
@@ -431,6 +431,32 @@ def test_where_no_layer_can_be_had_pip_installs_beside(
     assert seen["PIP_PREFIX"] == "/root/.pip-prefix"
     assert seen["PYTHONPATH"].startswith("/root/.pip-prefix/lib/python3")
     assert [note for note in host.notes if "pip installs beside" in note]
+
+
+@needs_namespaces
+def test_where_the_disk_can_hold_no_layer_memory_does(
+    job: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What a scratch directory on NFS, or on a container's own overlayfs, says; here sysfs.
+    make = Layout._mount
+    monkeypatch.setattr(
+        Layout, "_mount", lambda *a: make(*a) | {"upper": "/sys/kernel", "work": "/sys/kernel"}
+    )
+    source = tmp_path / "set"
+    source.mkdir()
+    (source / "a").write_text("a")
+    target = "/opt/ml/input/data/training"
+    mount = Mount(source=source, target=PurePosixPath(target), mode="overlay")
+
+    (host,) = job.start(
+        job.script(f"import os; os.remove('{target}/a'); print(os.listdir('{target}'))", mounts=(mount,))
+    )
+
+    assert b"".join(host.output()) == b"[]\n"
+    assert (source / "a").read_text() == "a"
+    assert host.notes == (
+        f"what is written to {target} is kept in memory: Invalid argument in a layer on disk",
+    )
 
 
 # Mounts

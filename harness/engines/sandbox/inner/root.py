@@ -48,10 +48,10 @@ def build(config: dict[str, Any]) -> tuple[list[str], bool]:
     pip_closed = False
     for source, path, upper, work in config["overlays"]:
         try:
-            _overlay(_OLD + source, path, upper, work, below)
+            _overlay(_OLD + source, path, upper, work, below, notes)
         except OSError as error:
             pip_closed = True
-            notes.append(f"pip installs beside {path}, not into it: {error.strerror} in an overlay over it")
+            notes.append(f"pip installs beside {path}, not into it: {_why(error)} in an overlay over it")
     _ml(config)
     for mount in config["mounts"]:
         _mount(mount, below, notes)
@@ -74,7 +74,7 @@ def _proc(notes: list[str]) -> None:
         kernel.mount("proc", "/proc", "proc", kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC)
     except OSError as error:
         kernel.bind(_OLD + "/proc", "/proc")
-        notes.append(f"/proc shows the whole machine: its own can't be mounted here ({error.strerror})")
+        notes.append(f"/proc shows the whole machine: its own can't be mounted here ({_why(error)})")
     for name in _READ_ONLY_PROC:
         path = "/proc/" + name
         if os.path.exists(path):
@@ -108,7 +108,7 @@ def _machine(config: dict[str, Any], notes: list[str]) -> None:
             kernel.bind(source, target)
             kernel.read_only(target)
         except OSError as error:
-            notes.append(f"{target} is not to be seen: {error.strerror}")
+            notes.append(f"{target} is not to be seen: {_why(error)}")
     for name in ("root", "tmp", "dev"):
         os.mkdir("/" + name)
     os.mkdir("/opt")
@@ -157,12 +157,12 @@ def _devices(config: dict[str, Any], notes: list[str]) -> None:
         kernel.mount("devpts", "/dev/pts", "devpts", flags, "newinstance,ptmxmode=0666,mode=620")
         os.symlink("pts/ptmx", "/dev/ptmx")
     except OSError as error:
-        notes.append(f"the host has no terminals of its own: {error.strerror}")
+        notes.append(f"the host has no terminals of its own: {_why(error)}")
     os.mkdir("/dev/mqueue")
     try:
         kernel.mount("mqueue", "/dev/mqueue", "mqueue", flags | kernel.MS_NODEV)
     except OSError as error:
-        notes.append(f"the host has no POSIX message queues: {error.strerror}")
+        notes.append(f"the host has no POSIX message queues: {_why(error)}")
     os.mkdir("/dev/shm")
     size = f"size={config['shm_bytes']},mode=1777"
     kernel.mount("tmpfs", "/dev/shm", "tmpfs", flags | kernel.MS_NODEV, size)  # contract: B14
@@ -181,11 +181,11 @@ def _mount(mount: dict[str, Any], below: _Submounts, notes: list[str]) -> None:
     if mode == "overlay":
         try:
             if folder:
-                _overlay(seen, target, mount["upper"], mount["work"], below)
+                _overlay(seen, target, mount["upper"], mount["work"], below, notes)
             else:
-                _overlay_file(seen, target, mount, below)
+                _overlay_file(seen, target, mount, below, notes)
         except OSError as error:
-            notes.append(f"{target} is read-only: {error.strerror} in an overlay over {source}")
+            notes.append(f"{target} is read-only: {_why(error)} in an overlay over {source}")
             mode = "ro"
         else:
             return
@@ -194,22 +194,52 @@ def _mount(mount: dict[str, Any], below: _Submounts, notes: list[str]) -> None:
         kernel.read_only(target)
 
 
-def _overlay_file(seen: str, target: str, mount: dict[str, Any], below: _Submounts) -> None:
+def _overlay_file(seen: str, target: str, mount: dict[str, Any], below: _Submounts, notes: list[str]) -> None:
     """overlayfs knows directories only: lay it over the file's own one, then show the one file."""
     folder, name = seen.rsplit("/", 1)
     aside = "/.overlay"
     os.mkdir(aside)
     try:
-        _overlay(folder, aside, mount["upper"], mount["work"], below)
+        _overlay(folder, aside, mount["upper"], mount["work"], below, notes)
         kernel.bind(f"{aside}/{name}", target)
         kernel.detach(aside)
     finally:
         os.rmdir(aside)
 
 
-def _overlay(lower: str, target: str, upper: str, work: str, below: _Submounts) -> None:
+def _overlay(lower: str, target: str, upper: str, work: str, below: _Submounts, notes: list[str]) -> None:
     """`lower` at `target`, what is written goes to `upper`. What is mounted in `lower` stays, read-only."""
-    descriptors = [os.open(path, os.O_PATH | os.O_CLOEXEC) for path in (lower, _OLD + upper, _OLD + work)]
+    try:
+        _mount_overlay(lower, target, _OLD + upper, _OLD + work)
+    except OSError as error:
+        # The scratch directory's file system can't hold a layer: overlayfs itself, NFS, a FUSE.
+        _memory_overlay(lower, target)
+        notes.append(f"what is written to {target} is kept in memory: {_why(error)} in a layer on disk")
+    for inner in below.of(lower):
+        place = target + inner.removeprefix(lower)
+        if os.path.exists(place):
+            kernel.bind(inner, place)
+            kernel.read_only(place)
+
+
+def _memory_overlay(lower: str, target: str) -> None:
+    aside = "/.layer"
+    os.mkdir(aside)
+    try:
+        kernel.mount("tmpfs", aside, "tmpfs", 0, "mode=755")
+        try:
+            for name in ("/upper", "/work"):
+                os.mkdir(aside + name)
+            os.chmod(aside + "/upper", os.stat(lower).st_mode & 0o7777)
+            _mount_overlay(lower, target, aside + "/upper", aside + "/work")
+        finally:
+            kernel.detach(aside)
+    finally:
+        os.rmdir(aside)
+
+
+def _mount_overlay(lower: str, target: str, upper: str, work: str) -> None:
+    descriptors = [os.open(path, os.O_PATH | os.O_CLOEXEC) for path in (lower, upper, work)]
     try:
         # By number: overlayfs would read commas and colons of a path as its own.
         places = [f"/proc/self/fd/{descriptor}" for descriptor in descriptors]
@@ -226,11 +256,6 @@ def _overlay(lower: str, target: str, upper: str, work: str, below: _Submounts) 
     finally:
         for descriptor in descriptors:
             os.close(descriptor)
-    for inner in below.of(lower):
-        place = target + inner.removeprefix(lower)
-        if os.path.exists(place):
-            kernel.bind(inner, place)
-            kernel.read_only(place)
 
 
 class _Submounts:
@@ -249,6 +274,10 @@ class _Submounts:
             if point.startswith(folder + "/") and not any(point.startswith(done + "/") for done in found):
                 found.append(point)
         return found
+
+
+def _why(error: OSError) -> str:
+    return os.strerror(error.errno or 0)
 
 
 def _make(path: str, folder: bool) -> None:
