@@ -32,12 +32,18 @@ def parse_args():
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--print_freq", type=int, default=10, help="steps between two lines of the log")
-    parser.add_argument("--num_workers", type=int, default=0, help="data loader processes, each process's own")
+    parser.add_argument(
+        "--num_workers", type=int, default=0, help="data loader processes, each process's own"
+    )
 
     # Places that SageMaker decides on.
     parser.add_argument("--model_dir", default=os.environ.get("SM_MODEL_DIR", "/opt/ml/model"))
-    parser.add_argument("--data_dir", default=os.environ.get("SM_CHANNEL_TRAINING", "/opt/ml/input/data/training"))
-    parser.add_argument("--output_data_dir", default=os.environ.get("SM_OUTPUT_DATA_DIR", "/opt/ml/output/data"))
+    parser.add_argument(
+        "--data_dir", default=os.environ.get("SM_CHANNEL_TRAINING", "/opt/ml/input/data/training")
+    )
+    parser.add_argument(
+        "--output_data_dir", default=os.environ.get("SM_OUTPUT_DATA_DIR", "/opt/ml/output/data")
+    )
     parser.add_argument("--checkpoint_dir", default="/opt/ml/checkpoints")
 
     return parser.parse_args()
@@ -129,6 +135,11 @@ def init_distributed():
 
     dist.init_process_group(backend=backend)
     if not torch.cuda.is_available():
+        # Half of the cores, shared by the host's processes: PyTorch would take them all in each process,
+        # and threads that wait for one another without a core of their own are slower than one thread.
+        cores = int(os.environ.get("SM_NUM_CPUS", os.cpu_count()))
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        torch.set_num_threads(max(1, cores // 2 // processes))
         return torch.device("cpu")
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
     torch.cuda.set_device(device)
@@ -138,7 +149,9 @@ def init_distributed():
 def load_data(args):
     """Return the training loader, its sampler and the validation loader of this rank."""
     if not os.path.isdir(args.data_dir):
-        sys.exit(f"There is no channel `training` at {args.data_dir}: give the job one, made by preprocessing.py")
+        sys.exit(
+            f"There is no channel `training` at {args.data_dir}: give the job one, made by preprocessing.py"
+        )
     normalize = [transforms.ToTensor(), transforms.Normalize((0.3,), (0.35,))]
     size = (args.image_size, args.image_size)
     train_transform = transforms.Compose(
@@ -155,7 +168,12 @@ def load_data(args):
     sampler = DistributedSampler(train_set, seed=args.seed)
     pin = torch.cuda.is_available()
     train_loader = DataLoader(
-        train_set, args.batch_size, sampler=sampler, num_workers=args.num_workers, pin_memory=pin, drop_last=True
+        train_set,
+        args.batch_size,
+        sampler=sampler,
+        num_workers=args.num_workers,
+        pin_memory=pin,
+        drop_last=True,
     )
 
     # A DistributedSampler would repeat images to give every rank as many; accuracy counts each one once.
@@ -271,7 +289,9 @@ def main():
     device = init_distributed()
     stop = Stop(device)
     if dist.get_rank() == 0:
-        print(f"{dist.get_world_size()} x {device.type}, backend {dist.get_backend()}, {vars(args)}", flush=True)
+        print(
+            f"{dist.get_world_size()} x {device.type}, backend {dist.get_backend()}, {vars(args)}", flush=True
+        )
 
     train_loader, sampler, validation_loader = load_data(args)
     model = DistributedDataParallel(
