@@ -83,7 +83,9 @@ def closest(word: str, known: Sequence[str] | Mapping[str, Any]) -> str | None:
     """The known word that was probably meant; letter case and underscores don't count."""
     import difflib
 
-    plain = {name.replace("_", "").lower(): name for name in known}
+    plain: dict[str, str] = {}
+    for name in known:  # of two spellings of one name the first is offered
+        plain.setdefault(name.replace("_", "").lower(), name)
     near = difflib.get_close_matches(word.replace("_", "").lower(), plain, n=1, cutoff=0.6)
     return plain[near[0]] if near else None
 

@@ -77,6 +77,7 @@ def compile_words(
     for member in members:
         if member in words:
             draft.merge(member, words.get(member), words.source(member))
+    draft.note_overrides(words)
     found = check(draft.request, region=region)
     return Spec(
         request=draft.request,
@@ -100,10 +101,12 @@ def compile_request(
     """A raw CreateTrainingJob request → the same request, checked. `now` is for symmetry only."""
     del now
     request: JsonObject = dict(words.given)
-    members = (*_members(), "TrainingJobName")
-    strange = [key for key in request if key not in members]
-    if strange and not {"TrainingJobName", "RoleArn", "AlgorithmSpecification"} & set(request):
-        raise words.error(unknown(strange[0], "a CreateTrainingJob request", members, members))
+    members = (*_members(), "TrainingJobName", "RoleArn")
+    if not set(request) & set(members):
+        raise words.error(
+            "this is no CreateTrainingJob request: it has neither TrainingJobName nor RoleArn nor any other member; "
+            "a spec in the SDK's words is a .toml file"
+        )
     if job_name is not None:
         request["TrainingJobName"] = job_name
     region = _region()
@@ -112,6 +115,7 @@ def compile_request(
     draft = Draft()
     for member, value in request.items():
         draft.merge(member, value, words.source(member))
+    draft.note_overrides(words)
     if job_name is not None:
         draft.provenance["TrainingJobName"] = "--job-name"
     return Spec(

@@ -75,6 +75,13 @@ class Draft:
         """Lay an AWS member over what the words gave: structures join, everything else replaces."""
         self._merge(self.request, member, value, member, source)
 
+    def note_overrides(self, words: Words) -> None:
+        """Name the option at each member that was overridden by its AWS path."""
+        for dotted, option in words.overridden.items():
+            for path in self.provenance:
+                if path == dotted or path.startswith(f"{dotted}."):
+                    self.provenance[path] = option
+
     def _merge(self, place: JsonObject, name: str, value: Any, path: str, source: str) -> None:
         if isinstance(value, Mapping) and isinstance(place.get(name), dict):
             for key, each in value.items():

@@ -35,7 +35,9 @@ def spelled(
     result: dict[str, Any] = {}
     for key, value in table.items():
         if key not in known:
-            raise words.error(unknown(key, where, sorted({*map(snake, members), *aliases}), known))
+            # Offered in the spelling that the writer uses.
+            offered = members if key[:1].isupper() else sorted({*map(snake, members), *aliases})
+            raise words.error(unknown(key, where, offered, offered))
         if known[key] in result:
             raise words.error(f"{where} has {known[key]} twice, in two spellings")
         result[known[key]] = value
