@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +44,7 @@ def find_image(words: Words, *, region: str, instance_type: str | None) -> str:
 def _retrieve(
     words: Words, region: str, version: str, python: str, instance_type: str | None, distribution: Any
 ) -> str:
-    # The SDK logs and warns as it is imported, about settings that have nothing to do with this question.
-    logging.getLogger("sagemaker.config").setLevel(logging.WARNING)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with _silence():
         try:
             from sagemaker import image_uris
         except ImportError:
@@ -69,6 +67,19 @@ def _retrieve(
                 f"{instance_type} in {region}: {error}"
             ) from error
     return uri
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """The SDK logs and warns as it is imported, about things that have nothing to do with the question."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 def _kept(cache: Path) -> dict[str, str]:
