@@ -16,6 +16,7 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -165,7 +166,11 @@ class Supervisor:
         # must know what to look for.
         self.store.put_hosts(self.name, prepared.records)
         engine.prepare(prepared.launches)
-        return prepared, {launch.host: engine.start(launch) for launch in prepared.launches}
+        if len(prepared.launches) == 1:
+            return prepared, {launch.host: engine.start(launch) for launch in prepared.launches}
+        with ThreadPoolExecutor(max_workers=8, thread_name_prefix="start") as pool:
+            started = pool.map(engine.start, prepared.launches)
+            return prepared, {host.name: host for host in started}
 
     def _recorded_end(self) -> tuple[Prepared, Verdict] | None:
         """The end of hosts that an earlier supervisor saw and recorded, but didn't live to judge."""
@@ -274,9 +279,10 @@ class Supervisor:
     def _acquire(self) -> tuple[Gpu, ...]:
         """Wait, as Pending, for the GPUs and slots that the plan needs."""
         from harness.machine import Machine
+        from harness.plan import allowed_gpus
 
         self._to("Pending", contract.messages.PENDING)
-        machine = Machine.probe(self.home).gpus if self.plan.gpus else ()
+        machine = allowed_gpus(Machine.probe(self.home), self.spec.local.gpus) if self.plan.gpus else ()
         next_recovery = time.monotonic() + _RECOVER_EVERY
         while True:
             self._check_stop()

@@ -23,7 +23,7 @@ from tests.jobs.conftest import Job, Submit
 COUNTING = """
     import os, time
     for n in range({lines}):
-        print("line", n, os.environ["SM_CURRENT_HOST"], flush=True)
+        print(f"line {{n}} " + os.environ["SM_CURRENT_HOST"], flush=True)
         time.sleep(0.1)
     open("/opt/ml/model/done", "w").close()
     """
