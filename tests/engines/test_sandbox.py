@@ -393,6 +393,38 @@ def test_sigkill_of_ours_is_no_oom(job: Any) -> None:
     assert host.wait(10) == ExitStatus(code=137)
 
 
+def test_a_fork_of_the_supervisor_doesn_t_keep_its_host_alive(tmp_path: Path, marker: str) -> None:
+    # A pool of worker processes that outlives its parent holds copies of all its pipes.
+    code = SUPERVISOR.replace("time.sleep(600)", "import os\nos.fork()\ntime.sleep(600)")
+    with subprocess.Popen(
+        [
+            sys.executable,
+            "-W",
+            "ignore",
+            "-c",
+            code,
+            str(tmp_path),
+            f"t-{marker}",
+            marker,
+            sandbox_mode().name,
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=SUPERVISOR_ENVIRONMENT,
+        start_new_session=True,
+    ) as supervisor:
+        assert supervisor.stdout is not None
+        assert supervisor.stdout.readline() == "up\n"
+        assert soon(lambda: len(processes_with(f"t-{marker}")) >= 3)  # supervisor, its fork, launcher
+
+        supervisor.kill()
+
+        assert soon(lambda: processes_with(f"sleep {marker}") == {}, 5)
+        assert soon(lambda: len(processes_with(f"t-{marker}")) == 1)  # the fork: it was left in peace
+        for pid in processes_with(f"t-{marker}"):
+            os.kill(pid, signal.SIGKILL)
+
+
 # The interpreter
 
 
@@ -551,6 +583,8 @@ def test_an_isolated_job_has_the_interface_it_expects(job: Any) -> None:
 def test_nothing_is_left_behind(job: Any) -> None:
     launch = job.script(
         "import os, sys\n"
+        "os.chdir('/tmp')\n"
+        "for _ in range(1500): os.mkdir('deep-down'); os.chdir('deep-down')\n"
         "os.makedirs('/tmp/a/b'); open('/tmp/a/b/c', 'w'); os.chmod('/tmp/a/b', 0); os.chmod('/tmp/a', 0)\n"
         "os.symlink('/usr', '/tmp/link'); open(sys.prefix + '/in-the-layer', 'w') if len(sys.argv) > 1 else 0"
     )

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from typing import IO, Any, Final
 
@@ -24,6 +25,17 @@ __all__ = ["SandboxHost"]
 
 _READ: Final = 1 << 20
 _KILL_PATIENCE: Final = 30.0
+
+_living: weakref.WeakSet[SandboxHost] = weakref.WeakSet()
+
+
+def _let_go() -> None:
+    """A fork of the supervisor must not keep its hosts alive when the supervisor itself is killed."""
+    for host in _living:
+        host.let_go()
+
+
+os.register_at_fork(after_in_child=_let_go)
 
 
 class SandboxHost:
@@ -53,6 +65,7 @@ class SandboxHost:
         self._process = process
         assert process.stdin is not None
         self._control: IO[bytes] = process.stdin
+        _living.add(self)
         self._output = output
         self._position = 0
         self._pid = int(report["pid"])
@@ -170,15 +183,27 @@ class SandboxHost:
         )
 
     def finish(self, timeout: float) -> bool:
-        """Wait until the launcher has cleaned up after the host; whether it did in time."""
+        """Wait until the launcher has cleaned up after the host; whether it did in time.
+
+        Raises:
+            EngineError: something can't be removed.
+        """
         self._watcher.join(timeout)
         if self._watcher.is_alive():
             return False
-        for path in self._remove:  # there only if the launcher was killed
-            remove_tree(path)
-        if self._group is not None:
-            self._group.remove()
+        try:
+            for path in self._remove:  # there only if the launcher was killed
+                remove_tree(path)
+            if self._group is not None:
+                self._group.remove()
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise EngineError(f"can't remove what {self._name} of {self._job} left: {error}") from error
         return True
+
+    def let_go(self) -> None:
+        """In a process forked off the supervisor: give up the control pipe, whose end ends the host."""
+        with contextlib.suppress(OSError):
+            self._control.close()
 
     # ------------------------------------------------------------------------------------------- internals
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 
@@ -12,6 +13,18 @@ def remove_tree(path: str) -> None:
     overlayfs leaves a directory of mode 000 in its work directory, and a script can leave such as well:
     their owner may change that first. Not `shutil`: it takes longer to import than most trees to remove.
     """
+    try:
+        _remove(path)
+    except (OSError, RecursionError) as error:
+        # Deeper than a path may be long: only a tool that goes down step by step gets there.
+        if isinstance(error, OSError) and error.errno != errno.ENAMETOOLONG:
+            raise
+        import subprocess
+
+        subprocess.run(["rm", "-rf", "--", path], check=True)
+
+
+def _remove(path: str) -> None:
     try:
         mode = os.lstat(path).st_mode
     except FileNotFoundError:
@@ -24,7 +37,7 @@ def remove_tree(path: str) -> None:
     with os.scandir(path) as entries:
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
-                remove_tree(entry.path)
+                _remove(entry.path)
             else:
                 os.unlink(entry.path)
     os.rmdir(path)
