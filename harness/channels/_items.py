@@ -7,6 +7,7 @@ import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from harness.channels._remote import RemoteObject
 from harness.errors import ClientError
@@ -14,9 +15,8 @@ from harness.errors import ClientError
 __all__ = ["Item", "LocalTree", "read_tree"]
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
-    """One object of a channel."""
+class Item(NamedTuple):
+    """One object of a channel. A tuple: 50,000 of them are made in no time."""
 
     key: str
     """Its key in its bucket; of a local file, the name below its root."""

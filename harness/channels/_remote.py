@@ -34,6 +34,11 @@ class RemoteObject:
     def uri(self) -> str:
         return f"s3://{self.bucket}/{self.key}"
 
+    @property
+    def identity(self) -> str:
+        """Changes whenever the content does."""
+        return f"{self.etag}:{self.size}"
+
 
 def open_remote(local: LocalOptions, region: str | None = None, client: Any = None) -> RemoteS3 | str:
     """Real S3, or in one sentence why it isn't asked. `client`: a boto3 S3 client to use instead."""

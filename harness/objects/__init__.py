@@ -11,12 +11,13 @@ from harness.objects._files import (
     walk_beneath,
 )
 from harness.objects._store import ObjectInfo, ObjectStore
-from harness.objects._uri import check_key, local_name, parse_uri, refuse_local_name
+from harness.objects._uri import all_plain, check_key, local_name, parse_uri, refuse_local_name
 
 __all__ = [
     "ObjectInfo",
     "ObjectStore",
     "Progress",
+    "all_plain",
     "check_key",
     "copy_data",
     "local_name",

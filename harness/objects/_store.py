@@ -11,9 +11,8 @@ import stat
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, NamedTuple
 
 from harness.errors import ClientError, DiskError
 from harness.objects._files import copy_data, out_of_space, temporary_file
@@ -27,9 +26,8 @@ _PRIVATE: Final = ".harness"
 _Row = tuple[str, str, os.stat_result]
 
 
-@dataclass(frozen=True, slots=True)
-class ObjectInfo:
-    """One object, as it was when it was listed."""
+class ObjectInfo(NamedTuple):
+    """One object, as it was when it was listed. A tuple: 50,000 of them are made in no time."""
 
     bucket: str
     key: str
@@ -297,7 +295,8 @@ class ObjectStore:
         plain: Iterable[_Row] = ()
         if not slash or is_plain(folder):
             plain = _tree(str(self.root / bucket / folder), folder + slash, prefix)
-        return heapq.merge(plain, self._opaque(bucket).scan(prefix), key=lambda row: row[0])
+        opaque = list(self._opaque(bucket).scan(prefix))
+        return heapq.merge(plain, opaque, key=lambda row: row[0]) if opaque else iter(plain)
 
 
 def digest(pairs: Iterable[tuple[str, str]]) -> str:

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Final
 
 from harness.errors import ClientError
 
-__all__ = ["check_bucket", "check_key", "is_plain", "local_name", "parse_uri", "refuse_local_name"]
+__all__ = [
+    "all_plain",
+    "check_bucket",
+    "check_key",
+    "is_plain",
+    "local_name",
+    "parse_uri",
+    "refuse_local_name",
+]
 
 _URI: Final = re.compile(r"s3://([^/]+)/?(.*)", re.DOTALL)
 _PATH_STYLE: Final = re.compile(r"https://s3[.-][^/]*amazonaws\.com[^/]*/([^/]+)/?(.*)", re.DOTALL)
 _HOST_STYLE: Final = re.compile(r"https://([^/]+?)\.s3[.-][^/]*amazonaws\.com[^/]*/?(.*)", re.DOTALL)
+_ODD_AMONG: Final = re.compile(r"(?:^|[/\0])\.{0,2}(?:[/\0]|$)|[^/\0]{64}")
+"""The same for many names with NULs between, and a segment that may be too long."""
 _ODD_SEGMENT: Final = re.compile(r"(?:^|/)\.{0,2}(?:/|$)|\0")
 """An empty segment, `.`, `..`, or a NUL: names that no file system keeps as they are."""
 KEY_LIMIT: Final = 1024
@@ -57,6 +68,14 @@ def is_plain(key: str) -> bool:
     if len(key) * 4 > SEGMENT_LIMIT and any(len(_bytes(part)) > SEGMENT_LIMIT for part in key.split("/")):
         return False
     return not any(part.startswith(RESERVED) for part in key.split("/")) if RESERVED in key else True
+
+
+def all_plain(names: Sequence[str]) -> bool:
+    """Whether surely every name is plain, found in one look at all; False may mean: ask for each."""
+    text = "\0".join(names)
+    if RESERVED in text or text.count("\0") != len(names) - 1:
+        return False
+    return _ODD_AMONG.search(text) is None
 
 
 def local_name(prefix: str, key: str) -> str:

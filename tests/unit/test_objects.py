@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from harness.errors import ClientError, DiskError
-from harness.objects import ObjectStore, check_key, local_name, parse_uri
+from harness.objects import ObjectStore, all_plain, check_key, local_name, parse_uri
 
 ODD_KEYS = [
     "a//b",
@@ -85,6 +85,15 @@ def test_keys_that_s3_refuses(key: str) -> None:
 )
 def test_local_names(prefix: str, key: str, name: str) -> None:
     assert local_name(prefix, key) == name  # contract: E6
+
+
+@pytest.mark.parametrize("key", ODD_KEYS)
+def test_odd_names_are_found_among_many(key: str) -> None:
+    fine = ["a", "a/b.c", "..a", "a..", ".a/b", "é" * 63]
+    assert all_plain(fine)
+    for at in range(len(fine) + 1):
+        assert not all_plain([*fine[:at], key, *fine[at:]])
+    assert not all_plain([*fine, ""])
 
 
 def test_objects_are_plain_files(store: ObjectStore) -> None:
