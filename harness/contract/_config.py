@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from harness.contract._hosts import HostView
-from harness.contract._paths import CODE, SUBMIT_DIRECTORY, checkpoint_path, decoded
+from harness.contract._paths import checkpoint_path
 from harness.model import JsonObject
 
 if TYPE_CHECKING:
@@ -56,16 +56,12 @@ def config_files(
 
 
 def _hyperparameters(request: JsonObject) -> dict[str, str]:
-    """Every value a string (contract: C1, C2).
+    """The request's own, every value a string (contract: C1, C2).
 
-    The code lies in /opt/ml/code before the host starts, so that is what sagemaker_submit_directory
-    says here: as JSON where the request has JSON (contract: C6).
+    sagemaker_submit_directory keeps its URI, as in the cloud: the code lies in /opt/ml/code before the
+    host starts, and the toolkit downloads nothing into a code directory that isn't empty.
     """
-    values: dict[str, str] = dict(request.get("HyperParameters") or {})
-    given = values.get(SUBMIT_DIRECTORY)
-    if given is not None:
-        values[SUBMIT_DIRECTORY] = str(CODE) if decoded(given) == given else json.dumps(str(CODE))
-    return values
+    return dict(request.get("HyperParameters") or {})
 
 
 def _resource_config(host: HostView) -> JsonObject:

@@ -95,8 +95,8 @@ def _launcher(name: str, *, script: str, sandbox: Entry) -> Entry:
 
 
 HYPERPARAMETERS: Final[Mapping[str, Entry]] = {  # contract: H10, H11
-    "sagemaker_submit_directory": mapped(
-        "The code is unpacked into /opt/ml/code before the host starts, and this value says so to the toolkit."
+    "sagemaker_submit_directory": emulated(
+        "The code is unpacked into /opt/ml/code before the host starts; the toolkit finds it there and downloads nothing."
     ),
     "sagemaker_s3_output": cloud_only(
         "Files written to /opt/ml/output/intermediate stay there: they are not copied out while the job runs."

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tarfile
 import textwrap
 import time
@@ -65,6 +66,12 @@ class Job:
                 for member in tar.getmembers()
                 if member.isfile() and (file := tar.extractfile(member)) is not None
             }
+
+    def forget(self) -> None:
+        """Free the name for another job."""
+        with Store(self.home) as store:
+            store.delete_job(self.name)
+        shutil.rmtree(self.home.job(self.name))
 
     def until(self, condition: Callable[[], Any], *, seconds: float = 60) -> None:
         deadline = time.monotonic() + seconds
