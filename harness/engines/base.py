@@ -1,4 +1,4 @@
-"""What the life cycle needs of an engine: five methods, and six of a host.
+"""What the life cycle needs of an engine: five methods, and five of a host.
 
 Every method may raise `errors.EngineError`. `close` is idempotent and is called after every job, also
 by the supervisor that finds a dead one's job: what it removes is found by the job's name (labels,
@@ -22,6 +22,11 @@ class Host(Protocol):
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What this machine couldn't give the host, one sentence each."""
+        ...
 
     def output(self, skip: int = 0) -> Iterator[bytes]:
         """Stdout and stderr as they come, as raw bytes, from byte `skip` on; ends with the host.

@@ -108,6 +108,10 @@ class FakeHost:
     def name(self) -> str:
         return self.launch.host
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return ()
+
     def play(self) -> None:
         """Start the script."""
         if self._script.error is not None:

@@ -1,4 +1,4 @@
-"""What concurrent jobs share of this machine: GPUs, one job each, and host slots.
+"""What concurrent jobs share of this machine: GPUs, one job each, host slots, and rendezvous ports.
 
 A claim is a row in the store with the item as its key, so two jobs can't hold one GPU however they race.
 Claims go with the transaction that ends the job; a job whose supervisor died keeps its claims until a new
@@ -8,11 +8,16 @@ supervisor has ended it, because its containers may still be using them.
 from __future__ import annotations
 
 import os
+import socket
+from typing import Final
 
 from harness.model import Gpu
 from harness.store import Store
 
-__all__ = ["slots", "try_claim"]
+__all__ = ["MASTER_PORT", "claim_port", "slots", "try_claim"]
+
+MASTER_PORT: Final = 7777
+"""What AWS's toolkit says (contract: D22)."""
 
 
 def slots() -> int:
@@ -48,3 +53,28 @@ def try_claim(
         chosen = tuple(free_gpus[:gpus])
         store.claim(name, {"slot": free_slots[:wanted], "gpu": [gpu.uuid for gpu in chosen]})
         return chosen
+
+
+def claim_port(store: Store, name: str) -> int:
+    """A port for the ranks of a job to meet on, where jobs share the machine's ports: MASTER_PORT, or
+    the next one that neither another job nor another program has."""
+    with store.transaction():
+        held = store.claims("port")
+        for port in range(MASTER_PORT, MASTER_PORT + 1000):
+            owner = held.get(str(port))
+            if owner == name:
+                return port
+            if owner is None and _is_free(port):
+                store.claim(name, {"port": [str(port)]})
+                return port
+    return MASTER_PORT
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError:
+            return False
+        return True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,8 +10,10 @@ from typing import TYPE_CHECKING, Final
 
 from harness import contract
 from harness.channels import StagedChannel, extract_source, open_remote, stage
+from harness.engines import remove_tree
 from harness.engines.images import standins_path
 from harness.errors import ClientError, InternalServerError
+from harness.lifecycle._capacity import MASTER_PORT, claim_port
 from harness.model import Gpu, HostLaunch, Mount
 from harness.objects import ObjectStore
 from harness.store import HostRecord
@@ -59,8 +60,7 @@ class Preparation:
         """Everything anew: channels staged, code extracted, checkpoints restored (contract: B9, F12)."""
         job = self._job
         shares = self._share(gpus)
-        if self._root.exists():
-            shutil.rmtree(self._root)
+        remove_tree(self._root)
         job._to("Downloading", contract.messages.DOWNLOADING)
         objects = ObjectStore(job.home.s3)
         channels = stage(
@@ -146,6 +146,17 @@ class Preparation:
             taken += host.gpus
         return shares
 
+    @property
+    def _isolated(self) -> bool:
+        return bool(self._request.get("EnableNetworkIsolation", False))
+
+    def _port(self) -> int:
+        """MASTER_PORT of a sandbox, whose hosts share this machine's ports with all other jobs."""
+        port = claim_port(self._job.store, self._job.name)
+        if port != MASTER_PORT:
+            self._job.note(f"MASTER_PORT is {port}: {MASTER_PORT} is in use on this machine")
+        return port
+
     def _view(self, host: str) -> contract.HostView:
         return contract.host_view(
             self._request,
@@ -159,7 +170,8 @@ class Preparation:
         tree.mkdir(parents=True)
         self._scratch(host).mkdir()
         uri = contract.submit_directory(self._request)
-        if uri is not None:
+        # Without a network the archive comes in a channel, by its local path, and the toolkit unpacks it.
+        if uri is not None and uri.startswith("s3://"):
             self._extract(uri, objects, tree / "code")
         contract.write_tree(
             tree,
@@ -206,6 +218,8 @@ class Preparation:
             image_entrypoint: tuple[str, ...] | None = contract.toolkit_command(python)
             # There is no image, so its ENV is given here, below what the platform sets (contract: D13).
             own = contract.image_environment() | {"HARNESS_EXTRA_PATH": str(standins_path())}
+            if not self._isolated:
+                own["HARNESS_MASTER_PORT"] = str(self._port())
             environment = own | environment
         else:
             image_entrypoint = None
@@ -231,7 +245,7 @@ class Preparation:
             gpus=gpus,
             shm_bytes=plan.shm_bytes,
             memory_bytes=plan.memory_bytes,
-            network_isolated=bool(self._request.get("EnableNetworkIsolation", False)),
+            network_isolated=self._isolated,
             network_interface=plan.network_interface,
             python=plan.python,
         )

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import shutil
 import sys
 import time
 import traceback
@@ -22,8 +21,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from harness import contract
-from harness.engines import Engine, Host, open_engine
-from harness.errors import ClientError, InternalServerError, JobError, MachineError
+from harness.engines import Engine, Host, open_engine, remove_tree
+from harness.errors import ClientError, DiskError, InternalServerError, JobError, MachineError
 from harness.home import Home
 from harness.lifecycle._artifacts import Artifacts
 from harness.lifecycle._capacity import try_claim
@@ -189,6 +188,9 @@ class Supervisor:
         from harness.telemetry import MetricScanner, Sampler
 
         prepared, hosts = self._hosts(engine)
+        for host in hosts.values():
+            for note in host.notes:
+                self.note(note)
         definitions = self.request["AlgorithmSpecification"].get("MetricDefinitions", [])
         scanner = MetricScanner(definitions)
         checkpoints = Artifacts(self, prepared).checkpoints
@@ -248,11 +250,18 @@ class Supervisor:
         self._to("Uploading", contract.messages.UPLOADING)
         try:
             Artifacts(self, prepared).upload()
+        except DiskError as error:
+            return self._kept(
+                outcome, ClientError(f"Artifact upload failed:Insufficient disk space ({error})")
+            )
         except ClientError as error:
-            # What the hosts wrote stays in the job's directory: nothing is lost but the archive.
-            self.note(f"the outputs were kept in {self.directory / 'hosts'}")
-            return _failed(error) if outcome.status != "Failed" else outcome
+            return self._kept(outcome, error)
         return outcome
+
+    def _kept(self, outcome: Outcome, error: ClientError) -> Outcome:
+        """What the hosts wrote stays in the job's directory: nothing is lost but the archive."""
+        self.note(f"the outputs were kept in {self.directory / 'hosts'}")
+        return outcome if outcome.status == "Failed" else _failed(error)
 
     def _finish(self, engine: Engine, outcome: Outcome) -> None:
         with contextlib.suppress(Exception):  # reported by `doctor` and `gc`, and it must not undo the end
@@ -262,7 +271,7 @@ class Supervisor:
             for tree in hosts.glob("*/ml"):
                 contract.relax_tree(tree)
             if outcome.status == "Completed":
-                shutil.rmtree(hosts, ignore_errors=True)
+                remove_tree(hosts)
         now = time.time()
         started = self.store.summary(self.name).training_start
         self.store.transition(

@@ -267,6 +267,7 @@ class Store:
                         "UPDATE transitions SET end = ? WHERE job = ? AND number = ?",
                         (now, name, last["number"]),
                     )
+                db.execute("DELETE FROM progress WHERE job = ?", (name,))
                 terminal = changes.get("status") in TERMINAL
                 db.execute(
                     "INSERT INTO transitions VALUES (?, ?, ?, ?, ?, ?)",
@@ -276,7 +277,6 @@ class Store:
             if changes.get("status") in TERMINAL:
                 changes["ended"] = now
                 db.execute("DELETE FROM claims WHERE job = ?", (name,))
-                db.execute("DELETE FROM progress WHERE job = ?", (name,))
             assignments = ", ".join(f"{column} = ?" for column in changes)
             db.execute(f"UPDATE jobs SET {assignments} WHERE name = ?", [*changes.values(), name])
 

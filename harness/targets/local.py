@@ -52,11 +52,14 @@ def submit(spec: Spec, *, home: Home | None = None, plan: Plan | None = None) ->
     from harness.channels import materialise_source
     from harness.contract import messages
     from harness.objects import ObjectStore
+    from harness.telemetry import MetricScanner
 
     home = home or Home.find()
     chosen = plan or make_plan(spec, home)
     if spec.local.strict:
         check_strict(chosen)
+    # Refuses a definition that can't be evaluated before the job is accepted.
+    MetricScanner(spec.request["AlgorithmSpecification"].get("MetricDefinitions", []))
     with Store(home) as store:
         store.check_free(spec.job_name)
         objects = ObjectStore(home.s3)
@@ -138,6 +141,7 @@ def collect(
     """
     from harness.channels import collect as collect_cache
     from harness.channels import used
+    from harness.objects import ObjectStore
 
     home = home or Home.find()
     removed: list[str] = []
@@ -158,6 +162,8 @@ def collect(
                 store.delete_job(record.name)
         keep = [path for name in store.unfinished() for path in used(home.job(name))]
     cache = collect_cache(home.cache, keep=keep, dry_run=dry_run)
+    if not dry_run:
+        ObjectStore(home.s3).sweep()
     return {"jobs": removed, "job_bytes": freed, "cache_bytes": cache}
 
 

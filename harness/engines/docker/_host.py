@@ -84,6 +84,10 @@ class DockerHost:
         return self._name
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        return ()
+
+    @property
     def container(self) -> str:
         """The container's id."""
         return self._container
