@@ -53,7 +53,7 @@ def base(client: DockerClient, *, progress: images.Progress, no_cache: bool) -> 
         else:
             return TAG
     mirror = find_mirror(Path("/etc/apt"))
-    with _bootstrap(mirror, progress) as tar:
+    with images.replacing(client, MINIMAL_TAG), _bootstrap(mirror, progress) as tar:
         progress(f"importing {MINIMAL_TAG}")
         repository, _, tag = MINIMAL_TAG.partition(":")
         client.api.import_image_from_stream(tar, repository=repository, tag=tag)

@@ -13,7 +13,7 @@ import os
 import tarfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -242,10 +242,33 @@ def run_build(
         forcerm=True,
         decode=True,
     )
-    image_id = None
-    for item in stream_lines(stream, f"building {tag}", progress):
-        image_id = item.get("aux", {}).get("ID", image_id)
-    return image_id or tag
+    image_id = tag
+    with replacing(client, tag):
+        for item in stream_lines(stream, f"building {tag}", progress):
+            image_id = item.get("aux", {}).get("ID", image_id)
+    return image_id
+
+
+@contextmanager
+def replacing(client: DockerClient, tag: str) -> Iterator[None]:
+    """Afterwards the image that had this tag before is gone, unless something still uses it."""
+    from docker.errors import APIError, ImageNotFound
+
+    try:
+        before = client.images.get(tag)
+    except ImageNotFound:
+        yield
+        return
+    yield
+    try:
+        before.reload()
+        if not before.tags:
+            client.images.remove(str(before.id))
+    except ImageNotFound:
+        pass
+    except APIError as error:
+        if error.status_code != 409:  # in use: by a container, or as the base of another image
+            raise
 
 
 def stream_lines(stream: Iterable[Any], doing: str, progress: Progress) -> Iterator[Mapping[str, Any]]:
@@ -306,16 +329,24 @@ def _pull_if_absent(client: DockerClient, image: str, progress: Progress) -> Non
 
 def _probe(client: DockerClient, base: str) -> dict[str, str]:
     """What the base has; its labels must tell the truth, and a base without PyTorch is told before a build."""
-    from docker.errors import APIError, ContainerError
+    from docker.errors import APIError
 
+    container = client.containers.create(base, ["-c", _PROBE], entrypoint=["python3"], network_mode="none")
     try:
-        out = client.containers.run(
-            base, ["python3", "-c", _PROBE], entrypoint="", remove=True, network_mode="none", stderr=False
-        )
-    except (APIError, ContainerError) as error:
+        container.start()
+        code = container.wait()["StatusCode"]
+        out, err = container.logs(stderr=False), container.logs(stdout=False)
+    except APIError as error:
         raise EngineError(
-            f"the base image {base} has no Python 3 that runs ({error}): name another with --base"
+            f"the base image {base} has no Python 3 that runs ({error.explanation or error}): name another with --base"
         ) from error
+    finally:
+        container.remove(force=True)
+    if code != 0:
+        said = err.decode(errors="replace").strip().rpartition("\n")[2]
+        raise EngineError(
+            f"Python or PyTorch of the base image {base} is broken ({said}): name another with --base"
+        )
     found: dict[str, str] = json.loads(out.splitlines()[-1])
     if "torch" not in found:
         raise EngineError(

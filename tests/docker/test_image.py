@@ -130,6 +130,25 @@ def test_a_second_build_changes_nothing(image, tag):
     assert any(line.startswith(("Step", "STEP")) for line in said)
 
 
+def test_a_build_leaves_no_image_without_a_name(tag):
+    client = docker.from_env()
+    try:
+        base = images.inspect(images.DEFAULT_TAG)
+        if base is None:
+            lacks_docker(f"there is no image {images.DEFAULT_TAG}")
+        built = []
+        for text in (b"one", b"two"):
+            dockerfile = f"FROM {images.DEFAULT_TAG}\nCOPY file /file\n".encode()
+            context = images.pack({"Dockerfile": dockerfile, "file": text})
+            options = {"dockerfile": "Dockerfile", "tag": tag, "no_cache": True, "progress": lambda _: None}
+            built.append(images.run_build(client, context, **options))
+        assert images.inspect(built[0]) is None
+        assert images.inspect(built[1]) is not None
+        assert images.inspect(images.DEFAULT_TAG) == base
+    finally:
+        client.close()
+
+
 def test_a_base_without_python_is_refused(tag, tmp_path):
     empty = tmp_path / "empty.tar"
     with tarfile.open(empty, "w") as archive:
@@ -139,6 +158,8 @@ def test_a_base_without_python_is_refused(tag, tmp_path):
     try:
         with pytest.raises(EngineError, match="has no Python 3 that runs"):
             images.build(base=f"{tag}:base", tag=tag, progress=lambda _: None)
+        left = client.containers.list(all=True, filters={"ancestor": f"{tag}:base"})
+        assert not left, "the container that asked for its versions"
     finally:
         client.images.remove(f"{tag}:base", force=True)
         client.close()
