@@ -76,16 +76,16 @@ def _open_lock(home: Home, name: str) -> Iterator[int]:
 def spawn(home: Home, name: str) -> None:
     """Start a supervisor for the job in a process of its own that outlives this one.
 
-    From a process with one thread it is forked, with everything imported already, which saves a tenth of
-    a second before the script's first line; a process with threads must not be forked, so there a new
-    interpreter is started.
+    It is forked, with everything imported already, which saves a tenth of a second before the script's
+    first line. A process with threads or with an open store can't be forked safely (a lock or SQLite's own
+    state would be carried along), so there a new interpreter is started.
     """
     directory = home.job(name)
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StoreError(f"the job's directory can't be made: {error}") from error
-    if threading.active_count() == 1:
+    if threading.active_count() == 1 and not Store.any_open():
         _fork(directory, lambda: _supervise(home, name))
     else:
         command = [sys.executable, "-m", "harness.lifecycle", str(home.root), name]

@@ -7,7 +7,7 @@ import json
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from harness.errors import JobExistsError, StoreError, UsageError
 from harness.home import Home
@@ -66,31 +66,50 @@ _LISTED = (
 class Store:
     """The jobs of one `$HARNESS_HOME`. One instance per thread; cheap to open (a few milliseconds)."""
 
+    _open: ClassVar[set[int]] = set()
+
+    @classmethod
+    def any_open(cls) -> bool:
+        """Whether this process has a store open: SQLite's state must not be carried through a fork."""
+        return bool(cls._open)
+
     def __init__(self, home: Home) -> None:
         """Open, and create where it is not there. Raises StoreError when the place can't be written."""
         self.home = home
         home.ensure()
         try:
             self._db = sqlite3.connect(home.db, timeout=30, isolation_level=None)
-            self._db.row_factory = sqlite3.Row
-            self._db.execute("PRAGMA journal_mode = WAL")
-            # A killed process loses nothing at NORMAL; only a power cut can lose the last transactions.
-            self._db.execute("PRAGMA synchronous = NORMAL")
-            self._db.execute("PRAGMA foreign_keys = ON")
-            found = int(self._db.execute("PRAGMA user_version").fetchone()[0])
-            if found > _VERSION:
-                raise StoreError(
-                    f"{home.db} was made by a newer harness (schema {found}, this one knows {_VERSION}):"
-                    " upgrade the harness or point HARNESS_HOME elsewhere"
-                )
-            if found < _VERSION:
-                self._db.executescript(_SCHEMA)
-                self._db.execute(f"PRAGMA user_version = {_VERSION}")
         except sqlite3.Error as error:
             raise StoreError(f"the state in {home.db} can't be used: {error}") from error
+        self._open.add(id(self))
+        try:
+            self._set_up()
+        except sqlite3.Error as error:
+            self.close()
+            raise StoreError(f"the state in {home.db} can't be used: {error}") from error
+        except BaseException:
+            self.close()
+            raise
+
+    def _set_up(self) -> None:
+        self._db.row_factory = sqlite3.Row
+        self._db.execute("PRAGMA journal_mode = WAL")
+        # A killed process loses nothing at NORMAL; only a power cut can lose the last transactions.
+        self._db.execute("PRAGMA synchronous = NORMAL")
+        self._db.execute("PRAGMA foreign_keys = ON")
+        found = int(self._db.execute("PRAGMA user_version").fetchone()[0])
+        if found > _VERSION:
+            raise StoreError(
+                f"{self.home.db} was made by a newer harness (schema {found}, this one knows {_VERSION}):"
+                " upgrade the harness or point HARNESS_HOME elsewhere"
+            )
+        if found < _VERSION:
+            self._db.executescript(_SCHEMA)
+            self._db.execute(f"PRAGMA user_version = {_VERSION}")
 
     def close(self) -> None:
         self._db.close()
+        self._open.discard(id(self))
 
     def __enter__(self) -> Store:
         return self

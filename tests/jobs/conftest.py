@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import tarfile
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from harness.home import Home
@@ -157,6 +159,17 @@ def run(submit: Submit) -> Submit:
         return job
 
     return start
+
+
+def processes_of(job: Job) -> list[psutil.Process]:
+    """Every process of this machine that names the job: its supervisor and the sandbox's hosts."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            environment = process.environ()
+            if environment.get("TRAINING_JOB_NAME") == job.name:
+                found.append(process)
+    return found
 
 
 def to_toml(document: Mapping[str, Any]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
@@ -11,14 +10,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
 
 from harness.home import Home
 from harness.lifecycle import owned, recover
 from harness.store import Store
 from harness.targets import local
-from tests.jobs.conftest import Job, Submit
+from tests.jobs.conftest import Job, Submit, processes_of
 
 COUNTING = """
     import os, time
@@ -32,17 +30,6 @@ COUNTING = """
 def supervisor(job: Job) -> int:
     job.until(lambda: owned(job.home, job.name))
     return int((job.home.job(job.name) / "supervisor.lock").read_text())
-
-
-def processes_of(job: Job) -> list[psutil.Process]:
-    """Every process of this machine that names the job: its supervisor and the sandbox's hosts."""
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            environment = process.environ()
-            if environment.get("TRAINING_JOB_NAME") == job.name:
-                found.append(process)
-    return found
 
 
 def take_over(job: Job) -> list[str]:

@@ -10,7 +10,7 @@ import pytest
 
 from harness.store import JobRecord
 from harness.targets import local
-from tests.jobs.conftest import Submit
+from tests.jobs.conftest import Submit, processes_of
 
 
 def statuses(record: JobRecord) -> list[str]:
@@ -212,6 +212,7 @@ def test_the_machine_is_sampled(run: Submit, engine_name: str) -> None:
 
 
 def test_a_daemon_left_behind_ends_with_the_host(run: Submit, engine_name: str) -> None:
+    """Without the script's stdout: AWS's own toolkit waits for whoever holds that."""
     started = time.monotonic()
     job = run(
         """
@@ -219,17 +220,19 @@ def test_a_daemon_left_behind_ends_with_the_host(run: Submit, engine_name: str) 
         if os.fork() == 0:
             os.setsid()
             if os.fork() == 0:
-                print("daemon", flush=True)
+                null = os.open("/dev/null", os.O_RDWR)
+                for descriptor in range(3):
+                    os.dup2(null, descriptor)
                 time.sleep(3600)
             os._exit(0)
         os.wait()
-        time.sleep(0.5)
         print("done", flush=True)
         """,
         engine=engine_name,
     )
     assert job.record.status == "Completed", job.record.failure_reason
     assert time.monotonic() - started < 60
+    assert processes_of(job) == []
 
 
 def test_bytes_that_are_no_text(run: Submit, engine_name: str) -> None:
