@@ -36,7 +36,11 @@ LOOK = r"""
             str(p): [stat.filemode(p.lstat().st_mode), p.lstat().st_uid]
             for p in sorted(ml.rglob("*")) if "__pycache__" not in p.parts
         },
-        "data": {p.name: p.read_text() for p in (ml / "input/data").rglob("*") if p.is_file()},
+        "data": {
+            # The archive holds the times of the project's files, which are written anew for each job.
+            p.name: "" if p.name == "sourcedir.tar.gz" else p.read_text()
+            for p in (ml / "input/data").rglob("*") if p.is_file()
+        },
     }
     host = os.environ["SM_CURRENT_HOST"]
     Path(os.environ["SM_OUTPUT_DATA_DIR"], host + ".json").write_text(json.dumps(seen))
