@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 from harness.errors import JobExistsError, StoreError, UsageError
 from harness.home import Home
@@ -57,6 +58,8 @@ CREATE TABLE IF NOT EXISTS claims (
 """
 
 _VERSION = 1
+_RESERVE: Final = 4 << 20
+"""Bytes of write-ahead log kept ready: about a thousand pages, more than any job's last transactions."""
 _LISTED = (
     "name, arn, status, secondary_status, failure_reason, created, modified, training_start,"
     " training_end, ended, attempt, stop_request, engine, instance_type, instance_count"
@@ -64,7 +67,10 @@ _LISTED = (
 
 
 class Store:
-    """The jobs of one `$HARNESS_HOME`. One instance per thread; cheap to open (a few milliseconds)."""
+    """The jobs of one `$HARNESS_HOME`. One instance per thread; cheap to open (a few milliseconds).
+
+    Every method raises StoreError when the database can't be read or written.
+    """
 
     _open: ClassVar[set[int]] = set()
 
@@ -80,13 +86,13 @@ class Store:
         try:
             self._db = sqlite3.connect(home.db, timeout=30, isolation_level=None)
         except sqlite3.Error as error:
-            raise StoreError(f"the state in {home.db} can't be used: {error}") from error
+            raise self._unusable(error) from error
         self._open.add(id(self))
         try:
             self._set_up()
         except sqlite3.Error as error:
             self.close()
-            raise StoreError(f"the state in {home.db} can't be used: {error}") from error
+            raise self._unusable(error) from error
         except BaseException:
             self.close()
             raise
@@ -107,9 +113,30 @@ class Store:
             self._db.executescript(_SCHEMA)
             self._db.execute(f"PRAGMA user_version = {_VERSION}")
 
+    def _unusable(self, error: sqlite3.Error) -> StoreError:
+        return StoreError(
+            f"the state in {self.home.db} can't be used ({error}): see that its disk has space and can be "
+            "written, or set HARNESS_HOME to another directory"
+        )
+
     def close(self) -> None:
         self._db.close()
         self._open.discard(id(self))
+
+    def reserve(self) -> None:
+        """Have room for the transactions that end a job, should its script fill the disk.
+
+        The write-ahead log is written over from its start after each checkpoint, and it is not cut while
+        anybody has the store open: what is allocated now can't run out later.
+        """
+        log = self.home.db.with_name(f"{self.home.db.name}-wal")
+        with contextlib.suppress(OSError, StoreError), self.transaction():  # so that nobody else appends
+            if log.stat().st_size < _RESERVE:
+                descriptor = os.open(log, os.O_RDWR | os.O_CLOEXEC)
+                try:
+                    os.posix_fallocate(descriptor, 0, _RESERVE)
+                finally:
+                    os.close(descriptor)
 
     def __enter__(self) -> Store:
         return self
@@ -120,29 +147,39 @@ class Store:
     @contextlib.contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """Everything inside happens, or nothing; other writers wait. May be nested."""
-        if self._db.in_transaction:
+        nested = self._db.in_transaction
+        if nested:
             yield self._db
             return
         try:
             self._db.execute("BEGIN IMMEDIATE")
-        except sqlite3.Error as error:
-            raise StoreError(f"the state in {self.home.db} can't be written: {error}") from error
-        try:
-            yield self._db
-        except BaseException:
-            self._db.execute("ROLLBACK")
+            try:
+                yield self._db
+                self._db.execute("COMMIT")
+            except BaseException:
+                # After some errors, a full disk for one, SQLite has rolled back by itself.
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+        except sqlite3.IntegrityError:
             raise
-        try:
-            self._db.execute("COMMIT")
         except sqlite3.Error as error:
-            self._db.execute("ROLLBACK")
-            raise StoreError(f"the state in {self.home.db} can't be written: {error}") from error
+            raise self._unusable(error) from error
+
+    def _rows(self, sql: str, arguments: Sequence[Any] = ()) -> list[sqlite3.Row]:
+        try:
+            return self._db.execute(sql, arguments).fetchall()
+        except sqlite3.Error as error:
+            raise self._unusable(error) from error
+
+    def _row(self, sql: str, arguments: Sequence[Any]) -> sqlite3.Row | None:
+        return next(iter(self._rows(sql, arguments)), None)
 
     # ------------------------------------------------------------------ jobs
 
     def check_free(self, name: str) -> None:
         """Raise JobExistsError when the name is taken (contract: G35)."""
-        if self._db.execute("SELECT 1 FROM jobs WHERE name = ?", (name,)).fetchone():
+        if self._row("SELECT 1 FROM jobs WHERE name = ?", (name,)):
             raise _taken(name)
 
     def create_job(self, spec: Spec, plan: Plan, *, message: str) -> JobRecord:
@@ -179,12 +216,12 @@ class Store:
 
     def job(self, name: str) -> JobRecord:
         """The job in full. Raises UsageError with a did-you-mean when there is none."""
-        row = self._db.execute(f"SELECT {_LISTED} FROM jobs WHERE name = ?", (name,)).fetchone()
+        row = self._row(f"SELECT {_LISTED} FROM jobs WHERE name = ?", (name,))
         if row is None:
             raise self._unknown(name)
         documents = {
             kind: json.loads(body)
-            for kind, body in self._db.execute("SELECT kind, body FROM documents WHERE job = ?", (name,))
+            for kind, body in self._rows("SELECT kind, body FROM documents WHERE job = ?", (name,))
         }
         spec = documents.get("spec", {})
         return _record(
@@ -199,7 +236,7 @@ class Store:
 
     def summary(self, name: str) -> JobRecord:
         """The job without its documents: cheap enough to poll."""
-        row = self._db.execute(f"SELECT {_LISTED} FROM jobs WHERE name = ?", (name,)).fetchone()
+        row = self._row(f"SELECT {_LISTED} FROM jobs WHERE name = ?", (name,))
         if row is None:
             raise self._unknown(name)
         return _record(row)
@@ -207,7 +244,7 @@ class Store:
     def _unknown(self, name: str) -> UsageError:
         import difflib
 
-        names = [row[0] for row in self._db.execute("SELECT name FROM jobs ORDER BY created DESC LIMIT 500")]
+        names = [row[0] for row in self._rows("SELECT name FROM jobs ORDER BY created DESC LIMIT 500")]
         close = difflib.get_close_matches(name, names, n=1)
         hint = f"did you mean {close[0]}?" if close else "see `harness jobs`"
         return UsageError(f"there is no job {name!r}: {hint}")
@@ -236,14 +273,14 @@ class Store:
         if limit is not None:
             sql += " LIMIT ?"
             arguments.append(limit)
-        return [_record(row) for row in self._db.execute(sql, arguments)]
+        return [_record(row) for row in self._rows(sql, arguments)]
 
     def unfinished(self) -> list[str]:
         """Names of the jobs that are not in a terminal state, oldest first."""
         # Not "NOT IN (terminal)": that would read every row, this reads only the index of those few.
         return [
             row[0]
-            for row in self._db.execute(
+            for row in self._rows(
                 "SELECT name FROM jobs WHERE status IN ('InProgress', 'Stopping') ORDER BY created"
             )
         ]
@@ -258,7 +295,7 @@ class Store:
     def transitions(self, name: str) -> tuple[Transition, ...]:
         return tuple(
             Transition(status=row["status"], start=row["start"], end=row["end"], message=row["message"])
-            for row in self._db.execute("SELECT * FROM transitions WHERE job = ? ORDER BY number", (name,))
+            for row in self._rows("SELECT * FROM transitions WHERE job = ? ORDER BY number", (name,))
         )
 
     def transition(self, name: str, secondary: str, message: str, **changes: Any) -> None:
@@ -334,7 +371,7 @@ class Store:
                 exit_code=row["exit_code"],
                 oom_killed=bool(row["oom_killed"]),
             )
-            for row in self._db.execute("SELECT * FROM hosts WHERE job = ? ORDER BY name", (name,))
+            for row in self._rows("SELECT * FROM hosts WHERE job = ? ORDER BY name", (name,))
         )
 
     def put_hosts(self, name: str, hosts: Sequence[HostRecord]) -> None:
@@ -379,7 +416,7 @@ class Store:
                     name=row["name"], value=row["value"], timestamp_ms=row["timestamp_ms"], host=row["host"]
                 ),
             )
-            for row in self._db.execute(sql + " ORDER BY id", arguments)
+            for row in self._rows(sql + " ORDER BY id", arguments)
         ]
 
     def set_progress(self, name: str, progress: Progress | None) -> None:
@@ -393,7 +430,7 @@ class Store:
                 )
 
     def progress(self, name: str) -> Progress | None:
-        row = self._db.execute("SELECT * FROM progress WHERE job = ?", (name,)).fetchone()
+        row = self._row("SELECT * FROM progress WHERE job = ?", (name,))
         return None if row is None else Progress(what=row["what"], done=row["done"], total=row["total"])
 
     # ------------------------------------------------------------------ claims
@@ -402,7 +439,7 @@ class Store:
         """Who holds what of this machine: item → job."""
         return {
             row["item"]: row["job"]
-            for row in self._db.execute("SELECT item, job FROM claims WHERE kind = ?", (kind,))
+            for row in self._rows("SELECT item, job FROM claims WHERE kind = ?", (kind,))
         }
 
     def claim(self, name: str, items: Mapping[str, Sequence[str]]) -> bool:
