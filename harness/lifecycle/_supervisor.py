@@ -22,11 +22,11 @@ from typing import Any, Final
 
 from harness import contract
 from harness.engines import Engine, Host, open_engine, remove_tree
-from harness.errors import ClientError, DiskError, InternalServerError, JobError, MachineError
+from harness.errors import ClientError, DiskError, InternalServerError, JobError, MachineError, StoreError
 from harness.home import Home
 from harness.lifecycle._artifacts import Artifacts
 from harness.lifecycle._capacity import try_claim
-from harness.lifecycle._owner import own, recover
+from harness.lifecycle._owner import LOG, own, recover
 from harness.lifecycle._prepare import Preparation, Prepared
 from harness.lifecycle._watch import StopCause, Verdict, Watch
 from harness.model import ExitStatus, Gpu, Plan, Spec
@@ -44,7 +44,18 @@ def supervise(home: Home, name: str) -> None:
         if not mine:
             return
         with Store(home) as store:
-            Supervisor(home, store, name).run()
+            store.reserve()
+            try:
+                Supervisor(home, store, name).run()
+            except StoreError:
+                raise  # nothing can be put on record: the next command tries again
+            except Exception as error:
+                # Else every command would start a supervisor for this job, for ever.
+                traceback.print_exc()
+                reason = _unforeseen(error, home.job(name)).failure_reason
+                store.transition(
+                    name, "Failed", contract.messages.FAILED, status="Failed", failure_reason=reason
+                )
 
 
 class _StopAskedError(Exception):
@@ -92,6 +103,12 @@ def _failed(error: JobError) -> Outcome:
     )
 
 
+def _unforeseen(error: Exception, directory: Path) -> InternalServerError:
+    return InternalServerError(
+        f"the harness failed: {type(error).__name__}: {error} (traceback in {directory / LOG})"
+    )
+
+
 class Supervisor:
     """Runs one job. Everything it does is safe to do again after a crash."""
 
@@ -106,6 +123,7 @@ class Supervisor:
         self.created = record.created
         self.directory = home.job(name)
         self._progress_at = 0.0
+        self._unsaved: list[str] = []
 
     # ------------------------------------------------------------------- the whole
 
@@ -137,12 +155,7 @@ class Supervisor:
             sys.stderr.flush()
             if isinstance(error, MachineError):
                 return _failed(InternalServerError(str(error)))
-            return _failed(
-                InternalServerError(
-                    f"the harness failed: {type(error).__name__}: {error}"
-                    f" (traceback in {self.directory / 'supervisor.log'})"
-                )
-            )
+            return _failed(_unforeseen(error, self.directory))
 
     def _hosts(self, engine: Engine) -> tuple[Prepared, Mapping[str, Host]]:
         """The running hosts: started now, or those that outlived an earlier supervisor."""
@@ -260,7 +273,8 @@ class Supervisor:
 
     def _kept(self, outcome: Outcome, error: ClientError) -> Outcome:
         """What the hosts wrote stays in the job's directory: nothing is lost but the archive."""
-        self.note(f"the outputs were kept in {self.directory / 'hosts'}")
+        why = f" ({error})" if outcome.status == "Failed" else ""
+        self.note(f"the outputs were kept in {self.directory / 'hosts'}{why}")
         return outcome if outcome.status == "Failed" else _failed(error)
 
     def _finish(self, engine: Engine, outcome: Outcome) -> None:
@@ -348,10 +362,12 @@ class Supervisor:
         self.store.transition(self.name, secondary, message, **changes)
 
     def note(self, sentence: str) -> None:
-        """Something the user should read in the summary."""
-        notes = list(self.store.job(self.name).result.get("notes", []))
-        if sentence not in notes:
-            self.store.merge_result(self.name, notes=[*notes, sentence])
+        """Something the user should read in the summary. On a full disk it waits for the next note."""
+        self._unsaved.append(sentence)
+        notes = self.store.job(self.name).result.get("notes", [])
+        with contextlib.suppress(StoreError):
+            self.store.merge_result(self.name, notes=list(dict.fromkeys([*notes, *self._unsaved])))
+            self._unsaved.clear()
 
     def progress(self, done: int, total: int, what: str) -> None:
         """For long phases: a few rows a second, and the place where a stop request is noticed."""
@@ -359,7 +375,8 @@ class Supervisor:
         if now - self._progress_at < 0.1 and done < total:
             return
         self._progress_at = now
-        self.store.set_progress(self.name, Progress(what=what, done=done, total=total))
+        with contextlib.suppress(StoreError):  # only for show: what matters fails by itself
+            self.store.set_progress(self.name, Progress(what=what, done=done, total=total))
         if self.store.summary(self.name).secondary_status != "Uploading":
             self._check_stop()
 

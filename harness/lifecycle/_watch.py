@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import queue
+import shutil
 import signal
 import threading
 import time
@@ -20,7 +21,7 @@ from typing import Final
 
 from harness.contract import messages
 from harness.engines import Host
-from harness.errors import DiskError, HarnessError
+from harness.errors import DiskError, HarnessError, MachineError
 from harness.model import ExitStatus, MetricPoint
 from harness.store import StopRequest, Store
 from harness.telemetry import LogWriter, MetricScanner, Sampler
@@ -29,6 +30,7 @@ __all__ = ["StopCause", "Verdict", "Watch"]
 
 _TICK: Final = 0.05
 _SAMPLE_EVERY: Final = 2.0
+_ROOM: Final = 8 << 20
 _PEER_DELAY: Final = 2.0
 """Seconds that the other hosts get to end by themselves after one failed, and again between SIGTERM and
 SIGKILL (contract: H7)."""
@@ -102,6 +104,7 @@ class Watch:
         self._ended: dict[str, ExitStatus] = {}
         self._ladder: _Ladder | None = None
         self._first_failure_at: float | None = None
+        self._told_of_metrics = False
 
     def run(self) -> Verdict:
         """Until the last host has ended and its last byte is in the log."""
@@ -135,14 +138,17 @@ class Watch:
                 self._scanner.feed(name, writer.unterminated(), _now_ms())
                 for chunk in host.output(skip=writer.size):
                     now = _now_ms()
-                    try:
+                    # The script must not block on a full pipe because our log can't be written; the
+                    # writer keeps what the disk doesn't take, and counts what it has to drop.
+                    with contextlib.suppress(DiskError):
                         writer.feed(chunk, now)
-                    except DiskError as error:
-                        # The script must not block on a full pipe because our log can't be written.
-                        self._events.put(f"the log of {name} may be incomplete: {error}")
                     points = self._scanner.feed(name, chunk, now)
                     if points:
                         self._events.put(points)
+            if writer.lost:
+                self._events.put(
+                    f"the disk was full: the last {writer.lost:,} bytes that {name} printed are missing in its log"
+                )
             status = host.wait()
         except HarnessError as error:
             status = ExitStatus(code=255, vanished=True, error=str(error))
@@ -170,8 +176,7 @@ class Watch:
                 event = self._events.get_nowait()
             except queue.Empty:
                 break
-        if points:
-            self._store.add_metrics(self._name, points)
+        self._keep(points)
 
     def _end(self, host: str, status: ExitStatus) -> None:
         self._ended[host] = status
@@ -215,8 +220,20 @@ class Watch:
 
     def _sample(self) -> None:
         points = [point for host in self._running() for point in self._sampler.sample(host)]
-        if points:
-            self._store.add_metrics(self._name, points, sampled=True)
+        self._keep(points, sampled=True)
+
+    def _keep(self, points: list[MetricPoint], *, sampled: bool = False) -> None:
+        """On a disk that is nearly full, room is left for what the job can't end without."""
+        if not points:
+            return
+        try:
+            if shutil.disk_usage(self._store.home.root).free < _ROOM:
+                raise DiskError(f"less than {_ROOM >> 20} MiB are free")
+            self._store.add_metrics(self._name, points, sampled=sampled)
+        except MachineError as error:
+            if not self._told_of_metrics:
+                self._told_of_metrics = True
+                self._problem(f"values of metrics are missing: {error}")
 
 
 def _now_ms() -> int:
