@@ -11,11 +11,15 @@ from typing import Final
 from harness.errors import DiskError
 from harness.telemetry._index import RECORD
 from harness.telemetry._reader import EVENT_BYTES
+from harness.telemetry._room import hold_room
 
 __all__ = ["LogWriter"]
 
 _KEEP_BYTES: Final = 16 << 20
 """What is held in memory while the disk is full."""
+_ROOM: Final = 1 << 20
+_INDEX_ROOM: Final = 64 << 10
+"""Bytes of disk that log and index have ahead: what a script says when it finds the disk full is worth most."""
 
 
 class LogWriter:
@@ -40,6 +44,8 @@ class LogWriter:
         self._records, self._last_ms = self._last_record()
         self._pending = bytearray()
         self._cut = False
+        self._log_room = self._index_room = 0
+        self._hold_room()
         self.lost = 0
         """Bytes that were dropped because the disk stayed full; the log is then cut at `size`."""
 
@@ -91,6 +97,9 @@ class LogWriter:
             with contextlib.suppress(DiskError):  # an earlier `feed` raised it already
                 self._flush(self._last_ms)
             self.lost += len(self._pending)
+        with contextlib.suppress(OSError):  # a disk that can't even cut a file: its space is lost, no byte is
+            os.ftruncate(self._log, self._size)
+            os.ftruncate(self._index, self._records * RECORD.size)
         os.close(self._log)
         os.close(self._index)
         self._log = self._index = -1
@@ -109,12 +118,22 @@ class LogWriter:
                 written = os.write(self._log, view)
                 self._size += written
                 view = view[written:]
+            self._hold_room()
         except OSError as error:
             self._keep(bytes(view))
             raise DiskError(
                 f"the log {self._path} can't be written: {error.strerror}; free some space, "
                 "the job goes on meanwhile"
             ) from error
+
+    def _hold_room(self) -> None:
+        end = self._records * RECORD.size
+        if self._size + _ROOM // 2 >= self._log_room:
+            self._log_room = self._size + _ROOM
+            hold_room(self._log, self._size, _ROOM)
+        if end + _INDEX_ROOM // 2 >= self._index_room:
+            self._index_room = end + _INDEX_ROOM
+            hold_room(self._index, end, _INDEX_ROOM)
 
     def _keep(self, rest: bytes) -> None:
         if len(rest) > _KEEP_BYTES:
