@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import secrets
 import shutil
 import time
 from collections.abc import Callable
@@ -64,12 +66,23 @@ def submit(spec: Spec, *, home: Home | None = None, plan: Plan | None = None) ->
         store.check_free(spec.job_name)
         objects = ObjectStore(home.s3)
         notes = [*spec.warnings]
-        for upload in spec.uploads:
-            if upload.kind == "source":
-                notes += materialise_source(upload, objects).warnings
-        record = store.create_job(spec, chosen, message=messages.STARTING)
-        if notes:
-            store.merge_result(spec.job_name, notes=notes)
+        drafts: dict[str, str] = {}
+        try:
+            for upload in spec.uploads:
+                if upload.kind == "source":
+                    drafts[upload.uri] = f"{upload.uri}.{secrets.token_hex(6)}"
+                    draft = dataclasses.replace(upload, uri=drafts[upload.uri])
+                    notes += materialise_source(draft, objects).warnings
+            with store.transaction():
+                record = store.create_job(spec, chosen, message=messages.STARTING)
+                # Of two jobs that are submitted with one name at once, only the winner's code gets here.
+                for uri, made in drafts.items():
+                    objects.put_file(uri, objects.path(made), move=True)
+                if notes:
+                    store.merge_result(spec.job_name, notes=notes)
+        finally:
+            for made in drafts.values():
+                objects.delete(made)
     spawn(home, spec.job_name)
     return record
 
