@@ -300,6 +300,9 @@ def main():
     optimizer = torch.optim.Adam(model.parameters(), lr=args.lr)
 
     first_epoch, history = load_checkpoint(args, model, optimizer, device)
+    if first_epoch > args.epochs:
+        # Everything was trained before: the model is saved again, with its accuracy in the log.
+        validate(first_epoch - 1, model, validation_loader, device)
     for epoch in range(first_epoch, args.epochs + 1):
         sampler.set_epoch(epoch)
         if not train_epoch(epoch, model, optimizer, train_loader, stop, device, args):
