@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -90,3 +92,21 @@ def test_importing_the_package_stays_light() -> None:
         "sqlite3",
     }
     assert heavy.isdisjoint(loaded)
+
+
+def documented() -> list[tuple[str, str]]:
+    """(room, door) of the table in docs/rooms.md."""
+    rows = re.findall(
+        r"^\| `(\w+)` \|.*\|(.*)\|$", (PACKAGE.parent / "docs/rooms.md").read_text(), re.MULTILINE
+    )
+    return [(room, door) for room, doors in rows for door in re.findall(r"`(\w+)`", doors)]
+
+
+@pytest.mark.parametrize(("room", "door"), documented())
+def test_the_doors_in_the_docs_are_there(room: str, door: str) -> None:
+    assert hasattr(importlib.import_module(f"harness.{room}"), door)
+
+
+def test_the_docs_have_every_room_in_order() -> None:
+    rows = re.findall(r"^\| `(\w+)` \|", (PACKAGE.parent / "docs/rooms.md").read_text(), re.MULTILINE)
+    assert tuple(rows) == ROOMS
