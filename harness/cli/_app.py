@@ -77,14 +77,14 @@ def harness() -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; nothing that goes wrong leaves a traceback."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    _terminal.prepare_streams()
     try:
+        _terminal.prepare_streams()
         result = harness.main(words, prog_name="harness", standalone_mode=False)
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except (BrokenPipeError, SystemExit):
         # The reader has what it wanted, as in `harness logs job | head`; click exits then, nothing else does.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _terminal.silence_stdout()
         return _BROKEN_PIPE
     except (KeyboardInterrupt, click.Abort):
         _terminal.tell("interrupted", kind="error")
@@ -119,11 +119,15 @@ def _usage(error: click.ClickException) -> str:
 
 
 def _refuse(words: Sequence[str], kind: str, message: str, code: int) -> int:
-    _terminal.tell(message, kind="error")
-    if "--json" in words:
-        import json
+    try:
+        _terminal.tell(message, kind="error")
+        if "--json" in words:
+            import json
 
-        print(json.dumps({"error": {"type": kind, "message": message, "exit_code": code}}))
+            print(json.dumps({"error": {"type": kind, "message": message, "exit_code": code}}))
+        sys.stdout.flush()
+    except (OSError, errors.DiskError):
+        _terminal.silence_stdout()  # there is nobody left to tell: the exit code has to do
     return code
 
 

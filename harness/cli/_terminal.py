@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import time
 from typing import Any, Final, Literal, TextIO
+
+from harness.errors import DiskError
 
 __all__ = [
     "Screen",
@@ -18,6 +21,7 @@ __all__ = [
     "mask",
     "number",
     "prepare_streams",
+    "silence_stdout",
     "size",
     "table",
     "tell",
@@ -120,8 +124,51 @@ class Screen:
         return "█" * filled + "░" * (columns - filled)
 
 
+class _Stdout(io.TextIOWrapper):
+    """Standard output on a disk that may be full; a pipe that nobody reads is something else."""
+
+    def write(self, text: str, /) -> int:
+        try:
+            return super().write(text)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise _unwritable(error) from error
+
+    def flush(self) -> None:
+        try:
+            super().flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise _unwritable(error) from error
+
+
+def _unwritable(error: OSError) -> DiskError:
+    silence_stdout()
+    return DiskError(
+        f"standard output can't be written ({error.strerror}); "
+        "a job that was started goes on: see `harness jobs` and `harness logs`"
+    )
+
+
 def prepare_streams() -> None:
-    """Let no character of a log stop us: what the terminal can't show is written as an escape."""
+    """Let no character of a log stop us: what the terminal can't show is written as an escape.
+
+    A stream that our caller closed (`>&-`) becomes /dev/null, before a database gets its number.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            # The lowest free number is this one: those before it are open by now.
+            os.open(os.devnull, os.O_WRONLY if number else os.O_RDONLY)
+            os.set_inheritable(number, True)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "w" if number else "r", encoding="utf-8"))  # noqa: PTH123, SIM115
+    if type(sys.stdout) is io.TextIOWrapper:
+        buffered = sys.stdout.line_buffering
+        sys.stdout = _Stdout(sys.stdout.detach(), encoding=sys.stdout.encoding, line_buffering=buffered)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
@@ -133,6 +180,11 @@ def _can_encode(stream: TextIO, text: str) -> bool:
     except (UnicodeEncodeError, LookupError):
         return False
     return True
+
+
+def silence_stdout() -> None:
+    """Throw away what is still to be printed; else Python would try once more, and complain, when it exits."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def tell(message: str, *, kind: Literal["error", "warning", "note"]) -> None:
