@@ -302,8 +302,8 @@ def test_follow_sees_everything_in_order(jobs: Jobs) -> None:
             target=lambda: events.extend(_follow.follow(jobs.home, "job-1", poll=0.001))
         )
         reader.start()
-        jobs.store.set_progress("job-1", Progress(what="staging", done=1, total=2))
         jobs.store.transition("job-1", "Downloading", "Downloading")
+        jobs.store.set_progress("job-1", Progress(what="staging", done=1, total=2))
         time.sleep(0.05)
         jobs.train("job-1", 2)
         for number in range(100):
