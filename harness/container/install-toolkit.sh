@@ -3,7 +3,9 @@
 # usage: install-toolkit.sh TOOLKIT-REQUIREMENT FRAMEWORK-REQUIREMENT
 set -eu
 
-pip="python3 -m pip install --no-cache-dir --no-compile --disable-pip-version-check --root-user-action=ignore"
+# pip compiles what it installs, as in AWS's images: in a container nothing could keep the byte code, and
+# `train` would compile boto3 and all its like at each start, which takes seconds.
+pip="python3 -m pip install --no-cache-dir --disable-pip-version-check --root-user-action=ignore"
 # PEP 668: a distribution's Python refuses pip without this flag, and an older pip doesn't know it.
 if python3 -m pip install --help | grep -q -e --break-system-packages; then
     pip="$pip --break-system-packages"
