@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import secrets
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from harness.errors import UsageError
+from harness.errors import DiskError, UsageError
 from harness.home import Home
 from harness.lifecycle import describe as _describe
 from harness.lifecycle import owned, recover, spawn
@@ -165,19 +164,33 @@ def collect(
         horizon = time.time() - (0 if everything else older_than)
         for record in store.jobs(limit=None, newest_first=False):
             directory = home.job(record.name)
-            ended = record.ended_for_good and (record.ended or record.created) <= horizon
-            if not ended or not directory.exists() or owned(home, record.name):
+            if not record.ended_for_good or (record.ended or record.created) > horizon:
                 continue
-            freed += _size(directory)
+            if directory.exists():
+                if owned(home, record.name):
+                    continue
+                freed += _size(directory)
             removed.append(record.name)
             if not dry_run:
-                shutil.rmtree(directory)
+                _remove(directory)
                 store.delete_job(record.name)
         keep = [path for name in store.unfinished() for path in used(home.job(name))]
     cache = collect_cache(home.cache, keep=keep, dry_run=dry_run)
     if not dry_run:
         ObjectStore(home.s3).sweep()
     return {"jobs": removed, "job_bytes": freed, "cache_bytes": cache}
+
+
+def _remove(directory: Path) -> None:
+    from harness.engines import remove_tree
+
+    try:
+        remove_tree(directory)
+    except OSError as error:
+        raise DiskError(
+            f"can't remove {directory} ({error.strerror}: {error.filename}): "
+            "see whom it belongs to, remove it, and call `harness gc` again"
+        ) from error
 
 
 def _size(directory: Path) -> int:
