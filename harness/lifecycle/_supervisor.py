@@ -22,7 +22,15 @@ from typing import Any, Final
 
 from harness import contract
 from harness.engines import Engine, Host, open_engine, remove_tree
-from harness.errors import ClientError, DiskError, InternalServerError, JobError, MachineError, StoreError
+from harness.errors import (
+    ClientError,
+    DiskError,
+    EngineError,
+    InternalServerError,
+    JobError,
+    MachineError,
+    StoreError,
+)
 from harness.home import Home
 from harness.lifecycle._artifacts import Artifacts
 from harness.lifecycle._capacity import try_claim
@@ -229,8 +237,12 @@ class Supervisor:
 
     def _judge(self, engine: Engine, prepared: Prepared, verdict: Verdict) -> Outcome:
         """How the job will end, on record before anything is uploaded."""
-        # Closing the engine gives the hosts' files to the user: only then can they surely be read.
-        engine.close(self.name)
+        try:
+            # Closing the engine gives the hosts' files to the user: only then can they surely be read.
+            engine.close(self.name)
+        except EngineError as error:
+            # How the hosts ended is known all the same, and it is what the user wants to know.
+            self.note(f"{error}; `harness gc` does it when the engine is back")
         outcome = self._decide(prepared, verdict)
         self.store.merge_result(
             self.name,
