@@ -45,6 +45,8 @@ def gc(older_than: float, everything: bool, dry_run: bool, as_json: bool) -> Non
     if as_json:
         _terminal.emit_json({**found, "dry_run": dry_run})
         return
+    for problem in found["problems"]:
+        _terminal.tell(problem, kind="warning")
     verb = "would remove" if dry_run else "removed"
     for name in found["jobs"]:
         print(f"{verb} {name}")

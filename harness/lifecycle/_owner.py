@@ -1,8 +1,9 @@
 """Who owns a job: a supervisor process that holds the lock in the job's directory.
 
 The lock is the kernel's (`flock`), so it goes with the process however it dies: no stale pid files, no
-heart-beats. Whoever finds an unfinished job whose lock is free starts a new supervisor for it; should
-two do so at once, the second finds the lock taken and leaves.
+heart-beats. Whoever finds an unfinished job whose lock is free takes the lock and starts a supervisor that
+inherits it. So a job has an owner from the moment it is found, and however many commands look at it while
+the supervisor is still being loaded, there is never a second one.
 """
 
 from __future__ import annotations
@@ -30,19 +31,34 @@ _PATIENCE = 1.0
 
 
 @contextlib.contextmanager
-def own(home: Home, name: str) -> Iterator[bool]:
-    """Own the job inside the `with`; False when another process does."""
-    with _open_lock(home, name) as descriptor:
-        deadline = time.monotonic() + _PATIENCE
-        while not _try_lock(descriptor, fcntl.LOCK_EX):
-            if time.monotonic() >= deadline:
-                yield False
-                return
-            time.sleep(0.02)
+def own(home: Home, name: str, held: int | None = None) -> Iterator[bool]:
+    """Own the job inside the `with`; False when another process does.
+
+    `held`: the descriptor of the lock that this process inherited; it is closed at the end.
+    """
+    if held is not None:
+        os.set_inheritable(held, False)
+    with contextlib.ExitStack() as stack:
+        descriptor = stack.enter_context(_open_lock(home, name)) if held is None else held
+        if held is not None:
+            stack.callback(os.close, held)
+        elif not _take(descriptor):
+            yield False
+            return
         # Only for people and tests who want to know which process it is; the lock alone decides.
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        with contextlib.suppress(OSError):
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, str(os.getpid()).encode(), 0)
         yield True
+
+
+def _take(descriptor: int) -> bool:
+    deadline = time.monotonic() + _PATIENCE
+    while not _try_lock(descriptor, fcntl.LOCK_EX):
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(0.02)
+    return True
 
 
 def owned(home: Home, name: str) -> bool:
@@ -73,57 +89,75 @@ def _open_lock(home: Home, name: str) -> Iterator[int]:
         os.close(descriptor)
 
 
-def spawn(home: Home, name: str) -> None:
-    """Start a supervisor for the job in a process of its own that outlives this one.
+def spawn(home: Home, name: str) -> bool:
+    """Start a supervisor for the job in a process of its own that outlives this one; False when it has one.
 
     It is forked, with everything imported already, which saves a tenth of a second before the script's
     first line. A process with threads or with an open store can't be forked safely (a lock or SQLite's own
     state would be carried along), so there a new interpreter is started.
+
+    Raises:
+        StoreError: the job's directory can't be used, or no process can be started.
     """
-    directory = home.job(name)
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StoreError(f"the job's directory can't be made: {error}") from error
-    if threading.active_count() == 1 and not Store.any_open():
-        _fork(directory, lambda: _supervise(home, name))
-    else:
-        command = [sys.executable, "-m", "harness.lifecycle", str(home.root), name]
-        with (directory / LOG).open("ab") as log:
-            subprocess.Popen(  # the intermediate process leaves at once, so no zombie stays with us
-                [sys.executable, "-c", _DETACH, *command],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                cwd="/",
-                start_new_session=True,
-            ).wait()
+    with _open_lock(home, name) as lock:
+        if not _take(lock):
+            return False
+        log = home.job(name) / LOG
+        try:
+            if threading.active_count() == 1 and not Store.any_open():
+                _fork(log, lock, lambda held: _supervise(home, name, held))
+            else:
+                _start(
+                    log, lock, [sys.executable, "-m", "harness.lifecycle", str(home.root), name, str(lock)]
+                )
+        except OSError as error:
+            raise StoreError(f"no supervisor can be started for {name}: {error}") from error
+        return True
+
+
+def _start(log: Path, lock: int, command: list[str]) -> None:
+    with log.open("ab") as out:
+        intermediate = subprocess.Popen(  # it leaves at once, so no zombie stays with us
+            [sys.executable, "-c", _DETACH, *command],
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            cwd="/",
+            pass_fds=(lock,),
+            start_new_session=True,
+        )
+        _check(intermediate.wait())
+
+
+def _check(status: int) -> None:
+    if status:
+        raise OSError("the process that was to start it ended at once")
 
 
 _DETACH = "import os, sys\nif os.fork() == 0:\n    os.execv(sys.argv[1], sys.argv[1:])"
 
 
-def _supervise(home: Home, name: str) -> None:
+def _supervise(home: Home, name: str, held: int) -> None:
     from harness.lifecycle._supervisor import supervise
 
-    supervise(home, name)
+    supervise(home, name, held)
 
 
-def _fork(directory: Path, work: Callable[[], None]) -> None:
-    """Run `work` in a detached grandchild: own session, no terminal, no descriptor of ours."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+def _fork(log: Path, lock: int, work: Callable[[int], None]) -> None:
+    """Run `work` in a detached grandchild: own session, no terminal, no descriptor of ours but the lock."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # nobody reads it any more: not the job's concern
+            stream.flush()
     child = os.fork()
     if child:
-        os.waitpid(child, 0)
+        _check(os.waitpid(child, 0)[1])
         return
     status = 1
     try:
         os.setsid()
         if os.fork():
             os._exit(0)
-        _redirect(directory / LOG)
-        work()
+        work(_redirect(log, lock))
         status = 0
     except BaseException:
         import traceback
@@ -136,16 +170,20 @@ def _fork(directory: Path, work: Callable[[], None]) -> None:
         os._exit(status)
 
 
-def _redirect(log: Path) -> None:
+def _redirect(log: Path, lock: int) -> int:
+    """Only the log and the lock stay open; the lock's new number."""
+    lock = fcntl.fcntl(lock, fcntl.F_DUPFD_CLOEXEC, 3)
     os.chdir("/")
     null = os.open(os.devnull, os.O_RDONLY)
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(null, 0)
     os.dup2(out, 1)
     os.dup2(out, 2)
-    os.closerange(3, _highest_descriptor() + 1)
+    os.closerange(3, lock)
+    os.closerange(lock + 1, _highest_descriptor() + 1)
     # The caller's sys.stdout may be a test's or a notebook's object that writes elsewhere.
     sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w")  # noqa: SIM115
+    return lock
 
 
 def _highest_descriptor() -> int:
@@ -157,7 +195,4 @@ def recover(home: Home, store: Store) -> list[str]:
 
     Every command calls this first, so a supervisor that was killed loses its job to the next command.
     """
-    lost = [name for name in store.unfinished() if not owned(home, name)]
-    for name in lost:
-        spawn(home, name)
-    return lost
+    return [name for name in store.unfinished() if not owned(home, name) and spawn(home, name)]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import sys
 import time
 import traceback
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from harness import contract
-from harness.engines import Engine, Host, open_engine, remove_tree
+from harness.engines import Engine, Host, open_engine
 from harness.errors import (
     ClientError,
     DiskError,
@@ -31,9 +32,10 @@ from harness.errors import (
     MachineError,
     StoreError,
 )
-from harness.home import Home
+from harness.home import VARIABLE, Home
 from harness.lifecycle._artifacts import Artifacts
 from harness.lifecycle._capacity import try_claim
+from harness.lifecycle._clean import LEFT, clean
 from harness.lifecycle._owner import LOG, own, recover
 from harness.lifecycle._prepare import Preparation, Prepared
 from harness.lifecycle._watch import StopCause, Verdict, Watch
@@ -46,9 +48,14 @@ _CLAIM_POLL: Final = 0.1
 _RECOVER_EVERY: Final = 2.0
 
 
-def supervise(home: Home, name: str) -> None:
-    """Own the job until it is terminal. Returns at once when another process owns it."""
-    with own(home, name) as mine:
+def supervise(home: Home, name: str, lock: int | None = None) -> None:
+    """Own the job until it is terminal. Returns at once when another process owns it.
+
+    `lock`: the lock's descriptor, if this process inherited it. The process is to be the job's alone.
+    """
+    # By it engines tell what is theirs, also when the job was submitted to a place that it doesn't name.
+    os.environ[VARIABLE] = str(home.root)
+    with own(home, name, lock) as mine:
         if not mine:
             return
         with Store(home) as store:
@@ -60,10 +67,23 @@ def supervise(home: Home, name: str) -> None:
             except Exception as error:
                 # Else every command would start a supervisor for this job, for ever.
                 traceback.print_exc()
-                reason = _unforeseen(error, home.job(name)).failure_reason
-                store.transition(
-                    name, "Failed", contract.messages.FAILED, status="Failed", failure_reason=reason
-                )
+                outcome = _failed(_unforeseen(error, home.job(name)))
+                _end(store, name, outcome, clean=False, training_end=None)
+
+
+def _end(store: Store, name: str, outcome: Outcome, *, clean: bool, training_end: float | None) -> None:
+    """The terminal transition. What is not `clean` is put on record with it, for `harness gc`."""
+    with store.transaction():
+        store.transition(
+            name,
+            outcome.secondary,
+            outcome.message,
+            status=outcome.status,
+            failure_reason=outcome.reason,
+            training_end=training_end,
+        )
+        if not clean:
+            store.claim(name, {LEFT: [name]})
 
 
 class _StopAskedError(Exception):
@@ -131,6 +151,7 @@ class Supervisor:
         self.created = record.created
         self.directory = home.job(name)
         self._progress_at = 0.0
+        self._clock = time.time() - time.monotonic()
         self._unsaved: list[str] = []
 
     # ------------------------------------------------------------------- the whole
@@ -139,17 +160,29 @@ class Supervisor:
         """Until the job is terminal and nothing of it is left but its results."""
         if self.store.summary(self.name).ended_for_good:
             return
-        engine = open_engine(self.plan.engine)
+        outcome = self._stored("final")
+        try:
+            engine = open_engine(self.plan.engine)
+        except MachineError as error:
+            outcome = outcome or _failed(InternalServerError(str(error)))
+            self._finish(None, outcome, f"the {self.plan.engine} engine can't be used: {error}")
+            return
+        if outcome is None:
+            outcome = self._attempts(engine)
+            # From here on nothing is packed again: what it would be packed from is being removed.
+            self.store.merge_result(self.name, final=dataclasses.asdict(outcome))
+        self._finish(engine, outcome)
+
+    def _attempts(self, engine: Engine) -> Outcome:
         while True:
             outcome = self._attempt(engine)
             if not (outcome.retryable and self._may_retry()):
-                break
+                return outcome
             self._start_again(outcome)
-        self._finish(engine, outcome)
 
     def _attempt(self, engine: Engine) -> Outcome:
         try:
-            if (outcome := self._stored_outcome()) is None:
+            if (outcome := self._stored("outcome")) is None:
                 outcome = self._judge(engine, *(self._recorded_end() or self._train(engine)))
             if outcome.retryable and self._may_retry():
                 return outcome
@@ -166,13 +199,18 @@ class Supervisor:
             return _failed(_unforeseen(error, self.directory))
 
     def _hosts(self, engine: Engine) -> tuple[Prepared, Mapping[str, Host]]:
-        """The running hosts: started now, or those that outlived an earlier supervisor."""
+        """The running hosts: started now, or those that outlived an earlier supervisor.
+
+        None are left when they died with it while they were being stopped.
+        """
         preparation = Preparation(self)
         record = self.store.summary(self.name)
         if record.secondary_status in ("Training", "Stopping") and self.store.hosts(self.name):
             prepared = preparation.again()
             hosts = engine.attach(self.name)
             if set(hosts) != set(prepared.trees):
+                if self._stop_cause() is not None:
+                    return prepared, {}
                 raise InternalServerError(
                     "the job's supervisor was killed and its hosts died with it; run it again"
                 )
@@ -197,18 +235,19 @@ class Supervisor:
         hosts = self.store.hosts(self.name)
         if not hosts or any(host.exit_code is None for host in hosts):
             return None
+        first = self.store.job(self.name).result.get("failed_first")
         ended = {
             host.name: ExitStatus(code=host.exit_code or 0, oom_killed=host.oom_killed)
-            for host in sorted(hosts, key=lambda host: not host.exit_code)
+            for host in sorted(hosts, key=lambda host: (host.name != first, not host.exit_code))
         }
-        stopped = self.store.summary(self.name).stop_request is not StopRequest.NONE
-        cause = StopCause.USER if stopped else self._limit_passed()
-        return Preparation(self).again(), Verdict(ended=ended, cause=cause, killed=False)
+        return Preparation(self).again(), Verdict(ended=ended, cause=self._stop_begun(), killed=False)
 
     def _train(self, engine: Engine) -> tuple[Prepared, Verdict]:
         from harness.telemetry import MetricScanner, Sampler
 
         prepared, hosts = self._hosts(engine)
+        if not hosts:
+            return prepared, Verdict(ended={}, cause=self._stop_cause(), killed=True)
         for host in hosts.values():
             for note in host.notes:
                 self.note(note)
@@ -281,32 +320,34 @@ class Supervisor:
             )
         except ClientError as error:
             return self._kept(outcome, error)
+        except _StopAskedError as asked:
+            self.note(f"the job was killed while its outputs were packed; they were kept in {self._trees}")
+            return _STOPPED[asked.cause] if outcome.status == "Completed" else outcome
         return outcome
 
     def _kept(self, outcome: Outcome, error: ClientError) -> Outcome:
         """What the hosts wrote stays in the job's directory: nothing is lost but the archive."""
         why = f" ({error})" if outcome.status == "Failed" else ""
-        self.note(f"the outputs were kept in {self.directory / 'hosts'}{why}")
+        self.note(f"the outputs were kept in {self._trees}{why}")
         return outcome if outcome.status == "Failed" else _failed(error)
 
-    def _finish(self, engine: Engine, outcome: Outcome) -> None:
-        with contextlib.suppress(Exception):  # reported by `doctor` and `gc`, and it must not undo the end
-            engine.close(self.name)
-        hosts = self.directory / "hosts"
-        if hosts.exists():
-            for tree in hosts.glob("*/ml"):
-                contract.relax_tree(tree)
-            if outcome.status == "Completed":
-                remove_tree(hosts)
-        now = time.time()
+    def _finish(self, engine: Engine | None, outcome: Outcome, problem: str | None = None) -> None:
+        """Leave nothing but results. What can't be removed doesn't change how the job ended."""
+        if engine is not None:
+            try:
+                clean(self.home, self.name, engine, completed=outcome.status == "Completed")
+            except Exception as error:
+                traceback.print_exc()
+                problem = str(error)
+        if problem is not None:
+            self.note(f"something of the job is left ({problem}); `harness gc` will try to remove it")
         started = self.store.summary(self.name).training_start
-        self.store.transition(
+        _end(
+            self.store,
             self.name,
-            outcome.secondary,
-            outcome.message,
-            status=outcome.status,
-            failure_reason=outcome.reason,
-            training_end=now if started else None,
+            outcome,
+            clean=problem is None,
+            training_end=max(self._now(), started) if started else None,
         )
 
     # ------------------------------------------------------------------- its parts
@@ -343,7 +384,7 @@ class Supervisor:
         """MaxRuntime counts from the start of Training over all attempts (contract: G6, G7), MaxWait
         from the job's creation (contract: G8)."""
         limits = self.request.get("StoppingCondition", {})
-        now = time.time()
+        now = self._now()
         started = self.store.summary(self.name).training_start
         if started is not None and now - started > limits.get("MaxRuntimeInSeconds", 86400):
             return StopCause.MAX_RUNTIME
@@ -353,11 +394,24 @@ class Supervisor:
         return None
 
     def _training_start(self) -> float:
-        return self.store.summary(self.name).training_start or time.time()
+        return self.store.summary(self.name).training_start or self._now()
 
-    def _stored_outcome(self) -> Outcome | None:
-        stored: Mapping[str, Any] | None = self.store.job(self.name).result.get("outcome")
+    def _now(self) -> float:
+        """Epoch seconds by a clock that nobody sets: what limits are counted by."""
+        return self._clock + time.monotonic()
+
+    def _stored(self, key: str) -> Outcome | None:
+        stored: Mapping[str, Any] | None = self.store.job(self.name).result.get(key)
         return None if stored is None else Outcome(**stored)
+
+    def _stop_begun(self) -> str | None:
+        """Why hosts of this attempt were told to stop by a supervisor that didn't live to see the end."""
+        stop: Mapping[str, Any] = self.store.job(self.name).result.get("stop") or {}
+        return stop.get("cause")
+
+    def _stop_cause(self) -> str | None:
+        asked = self.store.summary(self.name).stop_request is not StopRequest.NONE
+        return StopCause.USER if asked else self._stop_begun()
 
     def _may_retry(self) -> bool:
         attempts = self.request.get("RetryStrategy", {}).get("MaximumRetryAttempts", 0)
@@ -367,8 +421,11 @@ class Supervisor:
     def _start_again(self, outcome: Outcome) -> None:
         attempt = self.store.summary(self.name).attempt
         self.note(f"attempt {attempt} ended with {outcome.reason}; RetryStrategy starts another")
-        self.store.merge_result(self.name, outcome=None)
-        self._to("Starting", contract.messages.STARTING, status="InProgress", attempt=attempt + 1)
+        with self.store.transaction():
+            # How the hosts of this attempt ended says nothing about the next.
+            self.store.merge_result(self.name, outcome=None, stop=None, failed_first=None)
+            self.store.put_hosts(self.name, ())
+            self._to("Starting", contract.messages.STARTING, status="InProgress", attempt=attempt + 1)
 
     def _to(self, secondary: str, message: str, **changes: Any) -> None:
         self.store.transition(self.name, secondary, message, **changes)
@@ -389,8 +446,15 @@ class Supervisor:
         self._progress_at = now
         with contextlib.suppress(StoreError):  # only for show: what matters fails by itself
             self.store.set_progress(self.name, Progress(what=what, done=done, total=total))
-        if self.store.summary(self.name).secondary_status != "Uploading":
+        job = self.store.summary(self.name)
+        if job.secondary_status != "Uploading":
             self._check_stop()
+        elif job.stop_request is StopRequest.KILL:
+            raise _StopAskedError(StopCause.USER)
+
+    @property
+    def _trees(self) -> Path:
+        return self.directory / "hosts"
 
     @property
     def logs(self) -> Path:

@@ -180,12 +180,16 @@ class Watch:
 
     def _end(self, host: str, status: ExitStatus) -> None:
         self._ended[host] = status
-        self._store.host_ended(self._name, host, status.code, oom_killed=status.oom_killed)
+        if not status.vanished:  # its code is our guess: a supervisor that takes over must look for itself
+            self._store.host_ended(self._name, host, status.code, oom_killed=status.oom_killed)
         if status.code and self._first_failure_at is None:
             self._first_failure_at = time.monotonic()
+            self._store.merge_result(self._name, failed_first=host)
 
     def _obey(self) -> None:
         """Stop requests, time limits, and the fate of the peers of a failed host."""
+        if all(host.wait(0) is not None for host in self._running()):
+            return  # they ended by themselves, in time; only their last bytes are still to come
         now = time.monotonic()
         request = self._store.summary(self._name).stop_request
         if request is StopRequest.KILL:
@@ -208,7 +212,9 @@ class Watch:
         if self._ladder is None:
             self._ladder = _Ladder(cause=cause, deadline=deadline)
             if cause != StopCause.PEER:
-                self._store.transition(self._name, "Stopping", messages.STOPPING, status="Stopping")
+                with self._store.transaction():
+                    self._store.merge_result(self._name, stop={"cause": cause, "killed": False})
+                    self._store.transition(self._name, "Stopping", messages.STOPPING, status="Stopping")
             if grace > 0:
                 for host in self._running():
                     host.signal(signal.SIGTERM)

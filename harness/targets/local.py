@@ -9,10 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from harness.errors import DiskError, UsageError
+from harness.errors import DiskError, StoreError, UsageError
 from harness.home import Home
+from harness.lifecycle import LEFT, clean_left, owned, recover, spawn
 from harness.lifecycle import describe as _describe
-from harness.lifecycle import owned, recover, spawn
 from harness.model import JsonObject, Plan, Spec, Treatment
 from harness.store import JobRecord, StopRequest, Store
 
@@ -82,7 +82,13 @@ def submit(spec: Spec, *, home: Home | None = None, plan: Plan | None = None) ->
         finally:
             for made in drafts.values():
                 objects.delete(made)
-    spawn(home, spec.job_name)
+    try:
+        spawn(home, spec.job_name)
+    except StoreError:
+        with Store(home) as store:
+            store.delete_job(spec.job_name)
+        _remove(home.job(spec.job_name))
+        raise
     return record
 
 
@@ -149,7 +155,8 @@ def collect(
     """Free what is no longer needed: directories of jobs that ended longer than `older_than` seconds
     ago, caches, and what dead supervisors left in the engines. Artifacts in the object store stay.
 
-    Returns what was (or, with `dry_run`, would be) removed: job names and bytes.
+    Returns what was (or, with `dry_run`, would be) removed: job names and bytes; and
+    what can't be removed now, one sentence each.
     """
     from harness.channels import collect as collect_cache
     from harness.channels import used
@@ -159,13 +166,18 @@ def collect(
     removed: list[str] = []
     freed = 0
     with Store(home) as store:
+        problems = []
         if not dry_run:
             recover(home, store)
+            problems = clean_left(home, store)
         horizon = time.time() - (0 if everything else older_than)
+        unclean = store.claims(LEFT)
         for record in store.jobs(limit=None, newest_first=False):
             directory = home.job(record.name)
             if not record.ended_for_good or (record.ended or record.created) > horizon:
                 continue
+            if record.name in unclean:
+                continue  # without its record nobody would know what to look for
             if directory.exists():
                 if owned(home, record.name):
                     continue
@@ -178,7 +190,7 @@ def collect(
     cache = collect_cache(home.cache, keep=keep, dry_run=dry_run)
     if not dry_run:
         ObjectStore(home.s3).sweep()
-    return {"jobs": removed, "job_bytes": freed, "cache_bytes": cache}
+    return {"jobs": removed, "job_bytes": freed, "cache_bytes": cache, "problems": problems}
 
 
 def _remove(directory: Path) -> None:
