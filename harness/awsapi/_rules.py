@@ -83,11 +83,16 @@ def _algorithm(algorithm: JsonObject, request: JsonObject) -> Iterator[str]:
 def _metrics(algorithm: JsonObject) -> Iterator[str]:
     definitions = algorithm.get("MetricDefinitions") or []
     for definition in definitions:  # contract: K16, I10
+        name = definition["Name"]
         try:
-            re.compile(definition["Regex"])
+            if not re.compile(definition["Regex"]).groups:
+                yield (
+                    f"The regular expression of metric definition '{name}' has no group: put parentheses around "
+                    f"the number in '{definition['Regex']}'"
+                )
         except re.error as error:
             yield (
-                f"The regular expression of metric definition '{definition['Name']}' does not compile: "
+                f"The regular expression of metric definition '{name}' does not compile: "
                 f"{error.msg} at position {error.pos} of '{definition['Regex']}'"
             )
     for name in _doubled(definition["Name"] for definition in definitions):

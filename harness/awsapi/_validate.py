@@ -236,10 +236,10 @@ def _matcher(pattern: str) -> Callable[[str], object]:
 
 
 def show(value: Any) -> str | None:
-    """A value as AWS echoes it (Java's toString), cut at 512 characters."""
+    """A value as AWS echoes it (Java's toString), but on one line and cut at 512 characters."""
     if value is None:
         return None
-    text = _java(value)
+    text = _java(value).replace("\r", "\\r").replace("\n", "\\n")
     return text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
 
 

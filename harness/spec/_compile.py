@@ -188,15 +188,15 @@ def _region() -> str:
 
 
 def _job_name(words: Words, job_name: str | None, now: datetime | None, image: str | None) -> str:
-    exact = job_name or words.get("job_name")
-    if exact:
+    exact = words.get("job_name") if job_name is None else job_name
+    if exact is not None:
         return str(exact)
     base = words.get("name") or words.get("base_job_name") or (base_of_image(image) if image else "training")
     return timestamped(base, now)
 
 
 def _name_source(words: Words, job_name: str | None) -> str:
-    if job_name:
+    if job_name is not None:
         return "--job-name"
     given = [word for word in ("job_name", "name", "base_job_name") if word in words]
     return words.source(given[0]) if given else DEFAULT

@@ -79,6 +79,8 @@ def parse_set(text: str) -> tuple[str, Any]:
 
 def _read(file: Path) -> Any:
     readers = {".toml": _toml, ".json": _json, ".yaml": _yaml, ".yml": _yaml}
+    if file.is_dir():
+        raise SpecError(f"{file} is a directory: give the spec in it, such as {file / 'job.toml'}")
     if file.suffix not in readers:
         raise SpecError(f"{file}: a spec is a .toml, .json, .yaml or .yml file")
     try:
