@@ -64,16 +64,15 @@ class Home:
         Raises:
             StoreError: the place is read-only, belongs to someone else, or is not a directory.
         """
-        import tempfile
-
         place = self.root
         try:
             for place in (self.root, self.jobs, self.s3, self.cache):
                 place.mkdir(parents=True, exist_ok=True)
             place = self.root
             # Only a file that was really made proves it: access(2) tells root yes to nearly everything.
-            with tempfile.TemporaryFile(dir=place):
-                pass
+            trial = place / f".trial-{os.urandom(8).hex()}"
+            os.close(os.open(trial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+            trial.unlink()
         except OSError as error:
             reason = error.strerror or str(error)
             raise StoreError(

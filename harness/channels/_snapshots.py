@@ -11,7 +11,6 @@ import errno
 import fcntl
 import hashlib
 import os
-import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -59,7 +58,7 @@ class Snapshots:
             with _locked(self._cache / "locks" / name):
                 if tree.is_dir():  # another job made it while we waited
                     return Snapshot(path=tree, reused=True)
-                half = self._trees / f".half-{os.getpid()}-{secrets.token_hex(4)}"
+                half = self._trees / f".half-{os.getpid()}-{os.urandom(4).hex()}"
                 half.mkdir()
                 try:
                     located = self._download(items, channel, remote, progress)
@@ -95,7 +94,7 @@ class Snapshots:
                     f"Data download failed:Insufficient disk space (channel {channel} needs {need:,} bytes "
                     f"in {self._cache}, where {free:,} are free)"  # contract: E32
                 )
-            incoming = self._cache / "s3" / f".half-{os.getpid()}-{secrets.token_hex(4)}"
+            incoming = self._cache / "s3" / f".half-{os.getpid()}-{os.urandom(4).hex()}"
             incoming.mkdir(parents=True)
             try:
                 wanted = [(found, incoming / blob.name) for blob, found in missing.items()]
@@ -129,7 +128,7 @@ def collect(cache: Path, *, keep: Iterable[Path] = (), dry_run: bool = False) ->
     if not dry_run:
         for path in doomed:
             # Renamed first: nobody takes half a snapshot for a whole one.
-            gone = path.with_name(f".gone-{secrets.token_hex(4)}")
+            gone = path.with_name(f".gone-{os.urandom(4).hex()}")
             path.rename(gone)
             shutil.rmtree(gone)
         for lock in (cache / "locks").glob("*"):

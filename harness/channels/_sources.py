@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import shutil
 import stat
 import tarfile
@@ -65,7 +64,7 @@ def materialise_source(upload: Upload, objects: ObjectStore) -> Materialised:
         dependency.absolute() for dependency in upload.dependencies
     ]
     files = total = 0
-    archive = objects.private("tmp") / f"{os.getpid()}.{secrets.token_hex(8)}.tar.gz"
+    archive = objects.private("tmp") / f"{os.getpid()}.{os.urandom(8).hex()}.tar.gz"
     try:
         with open_archive(archive) as tar:
             for top in tops:
@@ -107,7 +106,7 @@ def extract_source(
     `..`, a link that leaves, a device; for an archive that isn't there or is damaged; for a full disk.
     Then nothing is left in `dest`.
     """
-    half = dest.parent / f".half-{secrets.token_hex(6)}"
+    half = dest.parent / f".half-{os.urandom(6).hex()}"
     try:
         half.mkdir(parents=True)
         archive = _fetch(uri, objects, half.with_suffix(".tar.gz"), remote)

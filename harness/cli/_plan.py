@@ -22,12 +22,15 @@ def plan(spec: Path, as_json: bool, **options: Any) -> None:
     Nothing is started or written. With --strict a field that would have no effect here, and that the
     script could notice, makes exit code 2.
     """
-    from harness import plan as planning
     from harness.home import Home
-    from harness.targets import local
+    from harness.machine import Probe
 
-    loaded = load_spec(spec, **options)
-    found = local.make_plan(loaded, Home.find())
+    with Probe(Home.find()) as probe:
+        from harness import plan as planning
+        from harness.targets import local
+
+        loaded = load_spec(spec, **options)
+        found = local.make_plan(loaded, probe=probe)
     if as_json:
         for warning in loaded.warnings:
             _terminal.tell(warning, kind="warning")

@@ -16,6 +16,7 @@ from harness.cli._options import json_option, load_spec, spec_options
 
 if TYPE_CHECKING:
     from harness.home import Home
+    from harness.machine import Probe
     from harness.model import Plan, Spec
     from harness.store import JobRecord
 
@@ -44,13 +45,15 @@ def run(spec: Path, detach: bool, as_json: bool, **options: Any) -> int:
     With --json everything but the final document goes to stderr.
     """
     from harness.home import Home
+    from harness.machine import Probe
 
-    loaded = load_spec(spec, **options)
-    for warning in loaded.warnings:
-        _terminal.tell(warning, kind="warning")
     home = Home.find()
     with _Interrupts() as interrupts:
-        planned, record = _submit(loaded, home, interrupts)
+        with Probe(home) as probe:
+            loaded = load_spec(spec, **options)
+            for warning in loaded.warnings:
+                _terminal.tell(warning, kind="warning")
+            planned, record = _submit(loaded, home, probe, interrupts)
         if detach:
             _detached(record, as_json=as_json)
             return errors.COMPLETED
@@ -88,10 +91,10 @@ class _Interrupts:
             raise KeyboardInterrupt
 
 
-def _submit(spec: Spec, home: Home, interrupts: _Interrupts) -> tuple[Plan, JobRecord]:
+def _submit(spec: Spec, home: Home, probe: Probe, interrupts: _Interrupts) -> tuple[Plan, JobRecord]:
     from harness.targets import local
 
-    planned = local.make_plan(spec, home)
+    planned = local.make_plan(spec, home, probe=probe)
     try:
         record = local.submit(spec, home=home, plan=planned)
         interrupts.armed = True

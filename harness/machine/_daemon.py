@@ -6,6 +6,7 @@ none of it. The docker engine itself uses the package.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -18,7 +19,7 @@ from typing import Any, Final
 
 from harness.errors import EngineError
 
-__all__ = ["OLDEST", "Docker", "Image", "address", "probe"]
+__all__ = ["OLDEST", "Docker", "Image", "Question", "address", "probe"]
 
 OLDEST: Final = (20, 10)
 """The same as the docker engine's own limit; a test keeps them equal."""
@@ -95,26 +96,53 @@ class Docker:
         )
 
 
+class Question:
+    """Which engine it is, asked of the one that the docker command would use, else of the first socket
+    where one answers; the answer is awaited while other things are looked at."""
+
+    def __init__(self, environ: Mapping[str, str] = os.environ) -> None:
+        self._where = address(environ)
+        self._connection: socket.socket | None = None
+        self._error: OSError | None = None
+        try:
+            self._connection = _ask(self._where, "/version")
+        except OSError as error:
+            self._error = error
+
+    def answer(self) -> Docker:
+        """What it says."""
+        where = self._where
+        try:
+            if self._connection is None:
+                assert self._error is not None
+                raise self._error
+            status, about = _answer(self._connection)
+        except OSError as error:
+            return Docker(version=None, reason=_unreachable(where, error), address=where)
+        version = str(about.get("Version", ""))
+        if status != 200 or not version:
+            return Docker(version=None, reason=f"what answers at {where} is no Docker Engine", address=where)
+        names = [str(part.get("Name", "")).lower() for part in about.get("Components") or ()]
+        podman = any("podman" in name for name in names)
+        if not podman and _numbers(version) < OLDEST:
+            needed = ".".join(f"{number:02}" for number in OLDEST)
+            return Docker(
+                version=None,
+                reason=f"the Docker Engine at {where} is {version}, and {needed} or newer is needed: update it",
+                address=where,
+            )
+        return Docker(version=version, address=where, podman=podman)
+
+    def close(self) -> None:
+        """Hang up, answered or not."""
+        if self._connection is not None:
+            self._connection.close()
+
+
 def probe(environ: Mapping[str, str] = os.environ) -> Docker:
-    """The engine that the docker command would use, else the first socket where one answers."""
-    where = address(environ)
-    try:
-        status, about = _get(where, "/version")
-    except OSError as error:
-        return Docker(version=None, reason=_unreachable(where, error), address=where)
-    version = str(about.get("Version", ""))
-    if status != 200 or not version:
-        return Docker(version=None, reason=f"what answers at {where} is no Docker Engine", address=where)
-    names = [str(part.get("Name", "")).lower() for part in about.get("Components") or ()]
-    podman = any("podman" in name for name in names)
-    if not podman and _numbers(version) < OLDEST:
-        needed = ".".join(f"{number:02}" for number in OLDEST)
-        return Docker(
-            version=None,
-            reason=f"the Docker Engine at {where} is {version}, and {needed} or newer is needed: update it",
-            address=where,
-        )
-    return Docker(version=version, address=where, podman=podman)
+    """Ask and wait."""
+    with contextlib.closing(Question(environ)) as question:
+        return question.answer()
 
 
 def address(environ: Mapping[str, str] = os.environ) -> str:
@@ -150,12 +178,26 @@ def _context(environ: Mapping[str, str]) -> str | None:
 
 
 def _get(where: str, path: str) -> tuple[int, dict[str, Any]]:
-    """Status and JSON object of one GET. HTTP/1.0: the daemon ends its answer by closing."""
-    with _connect(where) as connection:
+    """Status and JSON object of one GET."""
+    with _ask(where, path) as connection:
+        return _answer(connection)
+
+
+def _ask(where: str, path: str) -> socket.socket:
+    """A connection on which that was asked. HTTP/1.0: the daemon ends its answer by closing."""
+    connection = _connect(where)
+    try:
         connection.sendall(f"GET {path} HTTP/1.0\r\nHost: docker\r\n\r\n".encode())
-        data = b""
-        while piece := connection.recv(65536):
-            data += piece
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _answer(connection: socket.socket) -> tuple[int, dict[str, Any]]:
+    data = b""
+    while piece := connection.recv(65536):
+        data += piece
     head, _, body = data.partition(b"\r\n\r\n")
     try:
         status = int(head.split(None, 2)[1])

@@ -14,7 +14,7 @@ from harness.machine._namespaces import Sandbox
 from harness.machine._python import Python
 from harness.model import Gpu
 
-__all__ = ["Machine"]
+__all__ = ["Machine", "Probe"]
 
 _ROUTES = Path("/proc/net/route")
 _ROUTES_6 = Path("/proc/net/ipv6_route")
@@ -41,18 +41,8 @@ class Machine:
     @classmethod
     def probe(cls, home: Home) -> Machine:
         """Look at everything. What isn't there is told by a reason, never by an exception."""
-        trial = _namespaces.start()
-        gpus, gpu_reason = _gpus.probe()
-        return cls(
-            home=home,
-            cpus=_limits.cores(),
-            memory_bytes=_limits.memory_bytes(),
-            gpus=gpus,
-            gpu_reason=gpu_reason,
-            docker=_daemon.probe(),
-            interface=default_interface(),
-            sandbox=_namespaces.finish(trial),
-        )
+        with Probe(home) as probe:
+            return probe.machine()
 
     def disk_free(self, path: Path) -> int:
         """Bytes that this user may still write where `path` is or will be.
@@ -77,6 +67,40 @@ class Machine:
         if executable not in self._pythons:
             self._pythons[executable] = _python.inspect(executable)
         return self._pythons[executable]
+
+
+class Probe:
+    """A look at the machine, begun: the kernel's and the daemon's answers are awaited only by `machine`.
+
+    Whoever has other work first, such as reading a spec, doesn't wait for them at all. A context manager:
+    what was begun and never asked for is given up.
+    """
+
+    def __init__(self, home: Home) -> None:
+        self._home = home
+        self._trial = _namespaces.Trial()
+        self._docker = _daemon.Question()
+
+    def __enter__(self) -> Probe:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._trial.close()
+        self._docker.close()
+
+    def machine(self) -> Machine:
+        """What there is; to be asked for once."""
+        gpus, gpu_reason = _gpus.probe()
+        return Machine(
+            home=self._home,
+            cpus=_limits.cores(),
+            memory_bytes=_limits.memory_bytes(),
+            gpus=gpus,
+            gpu_reason=gpu_reason,
+            docker=self._docker.answer(),
+            interface=default_interface(),
+            sandbox=self._trial.finish(),
+        )
 
 
 def default_interface(routes: Path = _ROUTES, routes_6: Path = _ROUTES_6) -> str:

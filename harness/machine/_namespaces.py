@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-__all__ = ["Sandbox", "explain", "finish", "start"]
+__all__ = ["Sandbox", "Trial", "explain", "sandbox"]
 
 _SECONDS: Final = 10
 
@@ -41,10 +41,10 @@ child = os.fork()
 if child == 0:
     os._exit(0)
 os.waitpid(child, 0)
-print("ok 0")
+print("ok", int(user == 0))
 """
 """As the sandbox starts a host: user, mount, PID, UTS and IPC namespaces, a mount, a process 1. Root may
-do without the user namespace."""
+do without the user namespace: the number says whether there was one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,46 +54,70 @@ class Sandbox:
     ok: bool
     reason: str = ""
     """Why not, naming the setting that forbids it and what to do."""
+    user_namespace: bool = False
+    """Hosts get a user namespace too. False for real root where those are forbidden: it needs none."""
 
     def __bool__(self) -> bool:
         return self.ok
 
 
-def start() -> subprocess.Popen[str] | OSError | None:
-    """Begin the trial, so that it runs while other things are looked at; None where there is no Linux."""
-    if not sys.platform.startswith("linux"):
-        return None
-    try:
-        return subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", _TRIAL],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-    except OSError as error:
-        return error
+class Trial:
+    """The trial, begun; it runs while other things are looked at. What it found is what `sandbox` says."""
 
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[str] | None = None
+        self._refused: OSError | None = None
+        if sys.platform.startswith("linux"):
+            try:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-I", "-S", "-c", _TRIAL],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    text=True,
+                )
+            except OSError as error:
+                self._refused = error
 
-def finish(trial: subprocess.Popen[str] | OSError | None) -> Sandbox:
-    """How the trial ended."""
-    if trial is None:
-        return Sandbox(ok=False, reason=f"{sys.platform} has no namespaces: the sandbox needs Linux")
-    if isinstance(trial, OSError):
-        return Sandbox(ok=False, reason=f"no process could be started to try it: {trial}")
-    with trial:
+    def finish(self) -> Sandbox:
+        """How it ended."""
+        global _latest
+        _latest = self._judge()
+        return _latest
+
+    def close(self) -> None:
+        """Give it up, if nobody asked for its end."""
+        if self._process is not None and self._process.stdout and not self._process.stdout.closed:
+            self._process.kill()
+            self._process.communicate()
+
+    def _judge(self) -> Sandbox:
+        if self._refused is not None:
+            return Sandbox(ok=False, reason=f"no process could be started to try it: {self._refused}")
+        if self._process is None:
+            return Sandbox(ok=False, reason=f"{sys.platform} has no namespaces: the sandbox needs Linux")
         try:
-            said, _ = trial.communicate(timeout=_SECONDS)
+            said, _ = self._process.communicate(timeout=_SECONDS)
         except subprocess.TimeoutExpired:
-            trial.kill()
+            self.close()
             return Sandbox(ok=False, reason=f"trying it gave no answer in {_SECONDS} seconds")
-    words = said.split()
-    if len(words) != 2 or not words[1].isdecimal():
-        return Sandbox(
-            ok=False, reason=f"trying it failed: {said.strip().splitlines()[-1:] or trial.returncode}"
-        )
-    step, number = words[0], int(words[1])
-    return Sandbox(ok=True) if step == "ok" else Sandbox(ok=False, reason=explain(step, number))
+        words = said.split()
+        if len(words) != 2 or not words[1].isdecimal():
+            why = said.strip().splitlines()[-1:] or self._process.returncode
+            return Sandbox(ok=False, reason=f"trying it failed: {why}")
+        step, number = words[0], int(words[1])
+        if step == "ok":
+            return Sandbox(ok=True, user_namespace=bool(number))
+        return Sandbox(ok=False, reason=explain(step, number))
+
+
+_latest: Sandbox | None = None
+
+
+def sandbox() -> Sandbox:
+    """What the last trial of this process found, or of the one that it was forked from; tried now if there
+    was none."""
+    return _latest or Trial().finish()
 
 
 def explain(step: str, number: int, proc: Path = Path("/proc")) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import re
-import secrets
 import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -100,7 +99,7 @@ def replacing(target: Path) -> Iterator[BinaryIO]:
     On an exception nothing is left. Meanwhile it is beside the target, under a name that the object store
     doesn't list.
     """
-    place = target.parent / f"{RESERVED}{os.getpid()}.{secrets.token_hex(6)}"
+    place = target.parent / f"{RESERVED}{os.getpid()}.{os.urandom(6).hex()}"
     with temporary_file(place) as file:
         yield file
         place.rename(target)

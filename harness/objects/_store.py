@@ -6,7 +6,6 @@ import errno
 import hashlib
 import heapq
 import os
-import secrets
 import stat
 import time
 from collections.abc import Iterable, Iterator
@@ -74,7 +73,7 @@ class ObjectStore:
     def writing(self, uri: str) -> Iterator[BinaryIO]:
         """A file to write that becomes the object when the block ends; an exception leaves all as it was."""
         bucket, key = self._object(uri)
-        temporary = self.private("tmp") / f"{os.getpid()}.{secrets.token_hex(8)}"
+        temporary = self.private("tmp") / f"{os.getpid()}.{os.urandom(8).hex()}"
         try:
             with temporary_file(temporary) as file:
                 yield file

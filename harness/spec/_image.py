@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -72,6 +71,8 @@ def _retrieve(
 @contextmanager
 def _silence() -> Iterator[None]:
     """The SDK logs and warns as it is imported, about things that have nothing to do with the question."""
+    import logging
+
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

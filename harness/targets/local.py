@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import secrets
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from harness.errors import DiskError, StoreError, UsageError
 from harness.home import Home
@@ -16,17 +16,23 @@ from harness.lifecycle import describe as _describe
 from harness.model import JsonObject, Plan, Spec, Treatment
 from harness.store import JobRecord, StopRequest, Store
 
+if TYPE_CHECKING:
+    from harness.machine import Probe
+
 __all__ = ["check_strict", "collect", "describe", "make_plan", "run", "stop", "submit", "wait"]
 
 _POLL: Final = 0.03
 
 
-def make_plan(spec: Spec, home: Home | None = None) -> Plan:
-    """How this machine would run the spec. Raises MachineError when it can't."""
+def make_plan(spec: Spec, home: Home | None = None, *, probe: Probe | None = None) -> Plan:
+    """How this machine would run the spec; `probe`: a look at it that was begun before.
+
+    Raises MachineError when it can't.
+    """
     from harness.machine import Machine
     from harness.plan import make
 
-    return make(spec, Machine.probe(home or Home.find()))
+    return make(spec, probe.machine() if probe else Machine.probe(home or Home.find()))
 
 
 def check_strict(plan: Plan) -> None:
@@ -69,7 +75,7 @@ def submit(spec: Spec, *, home: Home | None = None, plan: Plan | None = None) ->
         try:
             for upload in spec.uploads:
                 if upload.kind == "source":
-                    drafts[upload.uri] = f"{upload.uri}.{secrets.token_hex(6)}"
+                    drafts[upload.uri] = f"{upload.uri}.{os.urandom(6).hex()}"
                     draft = dataclasses.replace(upload, uri=drafts[upload.uri])
                     notes += materialise_source(draft, objects).warnings
             with store.transaction():

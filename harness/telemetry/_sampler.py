@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -13,8 +12,6 @@ from harness.engines.base import Host
 from harness.model import Gpu, MetricPoint
 
 __all__ = ["Sampler"]
-
-_log = logging.getLogger(__name__)
 
 
 class Sampler:
@@ -54,7 +51,7 @@ class Sampler:
                 disk = shutil.disk_usage(self._disks[host.name])
                 values["DiskUtilization"] = 100 * disk.used / disk.total
             except OSError as error:
-                _log.debug("no DiskUtilization of %s: %s", host.name, error)
+                _debug("no DiskUtilization of %s: %s", host.name, error)
         if host.name in self._gpus:
             values.update(self._gpu_values(self._gpus[host.name]))
         stamp = time.time_ns() // 1_000_000 if now_ms is None else now_ms
@@ -88,7 +85,7 @@ class Sampler:
                 _add(values, "GPUUtilization", pynvml.nvmlDeviceGetUtilizationRates(device).gpu)
             except pynvml.NVMLError as error:
                 # A MIG slice has no utilization rate; a GPU may fall off the bus.
-                _log.debug("no GPU metrics of %s: %s", gpu.uuid, error)
+                _debug("no GPU metrics of %s: %s", gpu.uuid, error)
         return values
 
     def _open_devices(self) -> dict[str, Any]:
@@ -99,10 +96,10 @@ class Sampler:
 
                 pynvml.nvmlInit()
             except (ImportError, OSError) as error:
-                _log.debug("no GPU metrics: %s", error)
+                _debug("no GPU metrics: %s", error)
                 return self._devices
             except pynvml.NVMLError as error:
-                _log.debug("no GPU metrics: %s", error)
+                _debug("no GPU metrics: %s", error)
                 return self._devices
             self._library = True
             for gpus in self._gpus.values():
@@ -110,9 +107,15 @@ class Sampler:
                     try:
                         self._devices[gpu.uuid] = pynvml.nvmlDeviceGetHandleByUUID(gpu.uuid)
                     except pynvml.NVMLError as error:
-                        _log.debug("no GPU metrics of %s: %s", gpu.uuid, error)
+                        _debug("no GPU metrics of %s: %s", gpu.uuid, error)
         return self._devices
 
 
 def _add(values: dict[str, float], name: str, value: float) -> None:
     values[name] = values.get(name, 0.0) + value
+
+
+def _debug(message: str, *arguments: object) -> None:
+    import logging  # rarely needed, and on the way to every script's first line
+
+    logging.getLogger(__name__).debug(message, *arguments)

@@ -133,17 +133,30 @@ def test_the_gpus_of_this_machine() -> None:
 # ----------------------------------------------------------------------------------------------- namespaces
 
 
-def test_the_trial_agrees_with_the_sandbox_engine() -> None:
+def test_the_sandbox_engine_goes_by_the_trial() -> None:
     from harness.engines.sandbox import sandbox_mode
 
-    found = _namespaces.finish(_namespaces.start())
-    assert found.ok == (sandbox_mode().name == "namespaces")
+    found = _namespaces.Trial().finish()
+    assert found == _namespaces.sandbox()
     assert bool(found.reason) != found.ok
+    mode = sandbox_mode()
+    assert (mode.name == "namespaces", mode.reason, mode.user_namespace) == (
+        found.ok,
+        found.reason,
+        found.user_namespace,
+    )
+
+
+def test_a_probe_that_is_given_up_leaves_no_process(tmp_path: Path) -> None:
+    with room.Probe(Home(tmp_path)):
+        pass
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
 
 
 def test_the_trial_leaves_no_mount_behind() -> None:
     before = Path("/proc/self/mountinfo").read_text()
-    _namespaces.finish(_namespaces.start())
+    _namespaces.Trial().finish()
     assert Path("/proc/self/mountinfo").read_text() == before
 
 

@@ -106,25 +106,7 @@ class SandboxEngine:
             self.prepare((launch,))
             network = self._networks[launch.job_name]
         self._await_former(launch)
-        layout = Layout(
-            launch=launch,
-            python=_interpreter.describe(launch.python),
-            mode=self._mode,
-            addresses=network.addresses,
-            user=os.environ,
-        )
-        config = layout.make()
-        config["join"] = network.namespaces
-        group = None
-        if launch.memory_bytes is not None:
-            group = MemoryGroup.make(launch.job_name, launch.host, launch.memory_bytes)
-        if group is not None:
-            config["cgroup_procs"] = [str(group.processes)]
-            config["cgroup_directories"] = [str(group.directory)]
-            config["oom_file"] = str(group.oom_file)
-        elif launch.memory_bytes is not None:
-            config["memory_limit"] = launch.memory_bytes
-        host = self._launch(launch, config, group)
+        host = self._launch(launch, network)
         if self._mode.name == "rewrite":
             host.notes += (f"hard-coded /opt/ml paths don't work: {self._mode.reason}",)
         with self._lock:
@@ -173,11 +155,12 @@ class SandboxEngine:
             host.kill()
             host.finish(_CLEAN_PATIENCE)
 
-    def _launch(self, launch: HostLaunch, config: dict[str, Any], group: MemoryGroup | None) -> SandboxHost:
+    def _launch(self, launch: HostLaunch, network: JobNetwork) -> SandboxHost:
         before = _memory.oom_kills()
         output, write_output = os.pipe()
         status, write_status = os.pipe()
-        process = None
+        process = group = None
+        config: dict[str, Any] = {"remove": []}
         try:
             with contextlib.suppress(OSError):  # a user may have used up what pipes may hold in all
                 fcntl.fcntl(output, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
@@ -189,13 +172,23 @@ class SandboxEngine:
                 stdout=write_output,
                 stderr=write_output,
                 env=launcher_environment(),
-                pass_fds=(write_status, *(descriptor for _, descriptor in config["join"])),
+                pass_fds=(write_status, *(descriptor for _, descriptor in network.namespaces)),
                 start_new_session=True,
             )
             os.close(write_output)
             os.close(write_status)
             write_output = write_status = -1
-            assert process.stdin is not None
+            # While its interpreter starts: it waits for its configuration.
+            config |= self._layout(launch, network).make()
+            config["join"] = network.namespaces
+            if launch.memory_bytes is not None:
+                group = MemoryGroup.make(launch.job_name, launch.host, launch.memory_bytes)
+            if group is not None:
+                config["cgroup_procs"] = [str(group.processes)]
+                config["cgroup_directories"] = [str(group.directory)]
+                config["oom_file"] = str(group.oom_file)
+            elif launch.memory_bytes is not None:
+                config["memory_limit"] = launch.memory_bytes
             report = self._report(process, config, status, output, launch)
         except BaseException as error:
             for descriptor in (output, status, write_output, write_status):
@@ -222,6 +215,15 @@ class SandboxEngine:
             remove=tuple(config["remove"]),
             memory_limit=launch.memory_bytes,
             oom_kills_before=before,
+        )
+
+    def _layout(self, launch: HostLaunch, network: JobNetwork) -> Layout:
+        return Layout(
+            launch=launch,
+            python=_interpreter.describe(launch.python),
+            mode=self._mode,
+            addresses=network.addresses,
+            user=os.environ,
         )
 
     def _report(

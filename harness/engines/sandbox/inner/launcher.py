@@ -42,14 +42,15 @@ def main() -> None:
     null = os.open("/dev/null", os.O_RDWR)
     os.dup2(null, 0)
     os.umask(0o022)
-    config: Config = read_frame(control)
+    try:
+        config: Config = read_frame(control)
+    except EOFError:
+        os._exit(0)  # whoever started us has nothing to be started after all
     try:
         if mode == "host":
             run_host(config, control, status, null)
-        elif mode == "network":
-            hold_network(config, control, status)
         else:
-            probe(status)
+            hold_network(config, control, status)
     except OSError as error:
         write_frame(status, {"failed": str(error)})
     os._exit(0)  # nothing is open that Python would have to flush
@@ -352,7 +353,7 @@ def _execute(argv: list[str], environment: dict[str, str]) -> tuple[int, str]:
         return (NOT_FOUND if missing else NOT_EXECUTABLE), f'exec: "{name}": {reason}'
 
 
-# ----------------------------------------------------------------------------------------- other modes
+# ------------------------------------------------------------------------------------ the job's network
 
 
 def hold_network(config: Config, control: int, status: int) -> None:
@@ -365,30 +366,3 @@ def hold_network(config: Config, control: int, status: int) -> None:
     interface = network.set_up(config["interface"], config["addresses"])
     write_frame(status, {"interface": interface})
     os.read(control, 1)  # until the supervisor has opened the namespaces, or is dead
-
-
-def probe(status: int) -> None:
-    """Try what every host needs; the frame tells what failed, and where."""
-    step = "unshare a user namespace"
-    userns = True
-    try:
-        try:
-            enter_user_namespace()
-        except OSError:
-            if os.geteuid() != 0:
-                raise
-            userns = False  # real root may do without
-        step = "unshare PID, mount, UTS and IPC namespaces"
-        kernel.unshare(kernel.CLONE_NEWNS | kernel.CLONE_NEWPID | kernel.CLONE_NEWUTS | kernel.CLONE_NEWIPC)
-        step = "mount in a mount namespace of its own"
-        kernel.mount("none", "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
-        kernel.mount("tmpfs", "/tmp", "tmpfs")
-        step = "start a process in a PID namespace of its own"
-        child = os.fork()
-        if child == 0:
-            os._exit(0)
-        os.waitpid(child, 0)
-    except OSError as error:
-        write_frame(status, {"ok": False, "step": step, "error": os.strerror(error.errno or 0)})
-    else:
-        write_frame(status, {"ok": True, "user_namespace": userns})
