@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 
 __all__ = ["main"]
@@ -12,7 +13,10 @@ def main() -> int:
     try:
         from harness.cli import main as run
 
-        return run()
+        code = run()
+        # It is decided: a Ctrl-C while Python ends must not change the exit code.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        return code
     except KeyboardInterrupt:
         return 130
 

@@ -87,8 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _terminal.silence_stdout()
         return _BROKEN_PIPE
     except (KeyboardInterrupt, click.Abort):
-        _terminal.tell("interrupted", kind="error")
-        return errors.INTERRUPTED
+        return _refuse(words, "Interrupted", "interrupted", errors.INTERRUPTED)
     except click.exceptions.Exit as exit_:
         return exit_.exit_code
     except click.ClickException as error:

@@ -31,11 +31,11 @@ def plan(spec: Path, as_json: bool, **options: Any) -> None:
 
         loaded = load_spec(spec, **options)
         found = local.make_plan(loaded, probe=probe)
-    if as_json:
-        for warning in loaded.warnings:
-            _terminal.tell(warning, kind="warning")
-        _terminal.emit_json(planning.to_json(found))
-    else:
+    if not as_json:
         planning.render(found, loaded, _terminal.console())
     if loaded.local.strict:
         local.check_strict(found)
+    if as_json:  # the plan or the error, one document
+        for warning in loaded.warnings:
+            _terminal.tell(warning, kind="warning")
+        _terminal.emit_json(planning.to_json(found))

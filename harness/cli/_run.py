@@ -54,7 +54,7 @@ def run(spec: Path, detach: bool, as_json: bool, **options: Any) -> int:
             for warning in loaded.warnings:
                 _terminal.tell(warning, kind="warning")
             planned, record = _submit(loaded, home, probe, interrupts)
-        if detach:
+        if detach and not interrupts.count:
             _detached(record, as_json=as_json)
             return errors.COMPLETED
         screen = _terminal.Screen(sys.stderr if as_json else sys.stdout)
@@ -69,11 +69,21 @@ def run(spec: Path, detach: bool, as_json: bool, **options: Any) -> int:
 
 
 class _Interrupts:
-    """Counts Ctrl-C instead of raising; while `armed` is off, it raises as usual."""
+    """Lets Ctrl-C raise as usual until the job is about to go on record, and counts it from there on.
+
+    So nothing is on record that nobody stops: what is interrupted before leaves no job, and a job that is
+    interrupted is stopped, however many Ctrl-C come and however close together.
+    """
 
     def __init__(self) -> None:
         self.count = 0
-        self.armed = False
+        self.told = 0
+        """How many of them the job was told. One that comes after the kill leaves the command line."""
+        self._counting = False
+
+    def begin(self) -> None:
+        """From now on count."""
+        self._counting = True
 
     def __enter__(self) -> _Interrupts:
         self._before = signal.signal(signal.SIGINT, self._take)
@@ -86,32 +96,16 @@ class _Interrupts:
 
     def _take(self, number: int, frame: FrameType | None) -> None:
         del number, frame
-        self.count += 1
-        if not self.armed or self.count > 3:
+        if not self._counting or self.told > 1:
             raise KeyboardInterrupt
+        self.count += 1
 
 
 def _submit(spec: Spec, home: Home, probe: Probe, interrupts: _Interrupts) -> tuple[Plan, JobRecord]:
     from harness.targets import local
 
     planned = local.make_plan(spec, home, probe=probe)
-    try:
-        record = local.submit(spec, home=home, plan=planned)
-        interrupts.armed = True
-    except KeyboardInterrupt:
-        _withdraw(spec.job_name, home)
-        raise
-    return planned, record
-
-
-def _withdraw(name: str, home: Home) -> None:
-    """Ctrl-C came while the job was being submitted: what is on record already must not run later."""
-    from harness.targets import local
-
-    try:
-        local.stop(name, now=True, home=home)
-    except errors.UsageError:
-        return  # it never got on record
+    return planned, local.submit(spec, home=home, plan=planned, accepting=interrupts.begin)
 
 
 def _detached(record: JobRecord, *, as_json: bool) -> None:
@@ -134,13 +128,13 @@ def _attend(
     from harness.cli._follow import End, Tick, follow
 
     display = Display(screen, name, planned)
-    told = 0
     for event in follow(home, name):
         display.show(event)
         match event:
-            case Tick() if interrupts.count > told:
-                told = interrupts.count
-                screen.write(_interrupt(home, name, told, grace=_grace(home, name)))
+            case Tick() if interrupts.count > interrupts.told:
+                count = interrupts.count
+                screen.write(_interrupt(home, name, count, grace=_grace(home, name)))
+                interrupts.told = count
             case End():
                 return event.record
             case _:

@@ -50,8 +50,17 @@ def check_strict(plan: Plan) -> None:
         raise StrictError(f"--strict: the script would see a difference here in {listed}")
 
 
-def submit(spec: Spec, *, home: Home | None = None, plan: Plan | None = None) -> JobRecord:
+def submit(
+    spec: Spec,
+    *,
+    home: Home | None = None,
+    plan: Plan | None = None,
+    accepting: Callable[[], None] = lambda: None,
+) -> JobRecord:
     """Start the job in a supervisor of its own and return at once.
+
+    `accepting` is called when all that takes time is done, right before the job goes on record: who is
+    interrupted later has to stop the job.
 
     Raises JobExistsError, MachineError, or ClientError when the source can't be packed. Nothing is
     written when it raises.
@@ -78,6 +87,7 @@ def submit(spec: Spec, *, home: Home | None = None, plan: Plan | None = None) ->
                     drafts[upload.uri] = f"{upload.uri}.{os.urandom(6).hex()}"
                     draft = dataclasses.replace(upload, uri=drafts[upload.uri])
                     notes += materialise_source(draft, objects).warnings
+            accepting()
             with store.transaction():
                 record = store.create_job(spec, chosen, message=messages.STARTING)
                 # Of two jobs that are submitted with one name at once, only the winner's code gets here.

@@ -507,3 +507,57 @@ def test_engines_are_closed_by_name(home: Path) -> None:
     """What gc relies on: closing a job that left nothing is nothing."""
     del home
     SandboxEngine().close("nobody")
+
+
+# ------------------------------------------------------------------------------- Ctrl-C
+
+INTERRUPTED = """
+import os, signal, sys
+from harness.__main__ import main
+from {module} import {owner}
+original = {owner}.{name}
+def interrupted(*arguments, **named):
+    for _ in range({times}):
+        os.kill(os.getpid(), signal.SIGINT)
+    return original(*arguments, **named)
+{owner}.{name} = interrupted
+sys.exit(main())
+"""
+
+
+def interrupted(spec: Path, name: str, where: tuple[str, str, str], times: int, *options: str) -> str:
+    """`harness run` that gets Ctrl-C when it calls that function; what it printed."""
+    module, owner, function = where
+    code = INTERRUPTED.format(module=module, owner=owner, name=function, times=times)
+    done = subprocess.run(
+        [sys.executable, "-c", code, "run", str(spec), "--job-name", name, *options],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 130, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("times", [1, 2, 3])
+@pytest.mark.parametrize("options", [(), ("--detach",)], ids=["attached", "detached"])
+def test_ctrl_c_when_the_job_is_on_record_already(
+    write_spec: Callable[..., Path], home: Path, times: int, options: tuple[str, ...]
+) -> None:
+    """Whoever looks next must not find a job that was interrupted, and start it."""
+    spec = write_spec("import time; time.sleep(600)", engine="sandbox", local={"stop_grace": 1})
+    interrupted(spec, "job", ("harness.targets", "local", "spawn"), times, *options)
+    job = Job(Home(home), "job")
+    assert job.record.status == "Stopped"
+    assert_nothing_left(job, "sandbox")
+
+
+def test_ctrl_c_before_the_job_is_on_record_stops_no_other_of_its_name(
+    submit: Submit, write_spec: Callable[..., Path]
+) -> None:
+    job = submit(COUNTING.format(lines=10), engine="sandbox")
+    spec = write_spec("", engine="sandbox")
+    interrupted(spec, job.name, ("harness.store", "Store", "check_free"), 2)
+    assert job.wait().status == "Completed"
