@@ -356,7 +356,8 @@ def test_a_daemon_that_stays_away_is_told_as_vanished(
     rest = list(output)
     status = host.wait(10)
 
-    assert rest == []
+    # The line's end may have come in a piece of its own.
+    assert b"".join(rest) in (b"", b"\n")
     assert status is not None
     assert status.vanished
     assert "went away while algo-1 ran" in (status.error or "")
