@@ -61,14 +61,13 @@ def describe(record: JobRecord, metrics: list[MetricPoint]) -> JsonObject:
         ],
     }
     answer |= {key: request[key] for key in _COPIED if key in request}
-    model = record.result.get("artifacts", {}).get("model")
-    if model is not None or record.ended_for_good:
-        # The service names the place also when there is nothing in it (contract: F3, F5).
-        output = request["OutputDataConfig"]
-        tail = "model.tar.gz" if output.get("CompressionType", "GZIP") == "GZIP" else "model/"
-        answer["ModelArtifacts"] = {
-            "S3ModelArtifacts": f"{output['S3OutputPath'].rstrip('/')}/{record.name}/output/{tail}"
-        }
+    # The service's model requires it of every answer, so it names the place from the start, and also when
+    # there will be nothing in it (contract: F3, F5).
+    output = request["OutputDataConfig"]
+    tail = "model.tar.gz" if output.get("CompressionType", "GZIP") == "GZIP" else "model/"
+    answer["ModelArtifacts"] = {
+        "S3ModelArtifacts": f"{output['S3OutputPath'].rstrip('/')}/{record.name}/output/{tail}"
+    }
     if record.failure_reason:
         answer["FailureReason"] = record.failure_reason
     if record.training_start is not None:

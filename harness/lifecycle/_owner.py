@@ -34,15 +34,13 @@ _PATIENCE = 1.0
 def own(home: Home, name: str, held: int | None = None) -> Iterator[bool]:
     """Own the job inside the `with`; False when another process does.
 
-    `held`: the descriptor of the lock that this process inherited; it is closed at the end.
+    `held`: the descriptor of the lock that this process inherited; it keeps it until it has ended, so that a
+    job without an owner has no process of ours either.
     """
     if held is not None:
         os.set_inheritable(held, False)
-    with contextlib.ExitStack() as stack:
-        descriptor = stack.enter_context(_open_lock(home, name)) if held is None else held
-        if held is not None:
-            stack.callback(os.close, held)
-        elif not _take(descriptor):
+    with contextlib.nullcontext(held) if held is not None else _open_lock(home, name) as descriptor:
+        if held is None and not _take(descriptor):
             yield False
             return
         # Only for people and tests who want to know which process it is; the lock alone decides.
