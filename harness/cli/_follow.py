@@ -22,7 +22,6 @@ __all__ = ["End", "Event", "Line", "Metrics", "Phase", "Tick", "follow", "host_n
 
 _OWNER_EVERY: Final = 1.0
 _LINES: Final = 5000
-_NO_MORE_OUTPUT: Final = frozenset({"Uploading", "Completed", "Failed", "Stopped", "MaxRuntimeExceeded"})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,12 +120,13 @@ class _Follower:
         while True:
             # The record is read first: what it says is over has written all it had to.
             record = self._store.summary(self._name)
-            while record.attempt != self._attempt:
+            while record.attempt > self._attempt:
                 lines = self._lines(final=True)
                 yield from lines
                 if not lines:
-                    self._open(record.attempt)
-            lines = self._lines(final=record.secondary_status in _NO_MORE_OUTPUT)
+                    self._open(self._attempt + 1)
+            over = record.ended_for_good or record.secondary_status == "Uploading"
+            lines = self._lines(final=over)
             # A log that is far behind must not be overtaken by what happened later.
             phases = self._new_phases(record, until=_at(lines[-1]) if self._behind else None)
             yield from heapq.merge(phases, lines, key=_at)

@@ -348,6 +348,32 @@ def test_follow_goes_through_attempts(jobs: Jobs) -> None:
     assert seen == ["first", "part", "second"]
 
 
+def test_follow_skips_no_attempt(jobs: Jobs) -> None:
+    """However short it was: two attempts may end between two looks."""
+    jobs.create("job-1")
+    jobs.train("job-1", algo_1="first\n")
+    with own(jobs.home, "job-1"):
+        seen = []
+        for event in _follow.follow(jobs.home, "job-1", poll=0.001):
+            if isinstance(event, _follow.Line):
+                seen.append(event.event.message)
+            if isinstance(event, _follow.Tick) and event.record.attempt == 1:
+                for attempt, text in ((2, "second"), (3, "third")):
+                    jobs.store.transition("job-1", "Starting", "again", attempt=attempt)
+                    jobs.train("job-1", algo_1=text)
+                jobs.end("job-1")
+    assert seen == ["first", "second", "third"]
+
+
+@pytest.mark.parametrize("secondary", ["MaxWaitTimeExceeded", "MaxRuntimeExceeded", "Stopped", "Interrupted"])
+def test_follow_shows_the_last_words_however_a_job_ends(jobs: Jobs, secondary: str) -> None:
+    jobs.create("job-1")
+    jobs.train("job-1", algo_1="no newline")
+    jobs.store.transition("job-1", secondary, "over", status="Stopped")
+    events = list(_follow.follow(jobs.home, "job-1"))
+    assert [event.event.message for event in events if isinstance(event, _follow.Line)] == ["no newline"]
+
+
 def test_follow_of_a_long_log_keeps_the_order(jobs: Jobs) -> None:
     jobs.done("job-1", algo_1="".join(f"{number}\n" for number in range(30_000)))
     events = [event for event in _follow.follow(jobs.home, "job-1") if not isinstance(event, _follow.Tick)]
