@@ -114,7 +114,8 @@ def extract_source(
             with tarfile.open(archive, "r:*") as tar:
                 files = _extract(tar, half, uri)
         except (tarfile.TarError, EOFError, ValueError) as error:
-            raise ClientError(f"the source archive {uri} is damaged or no tar.gz ({error})") from error
+            reason = str(error).partition("\n")[0].rstrip(":")  # tarfile lists every method that it tried
+            raise ClientError(f"the source archive {uri} is damaged or no tar.gz ({reason})") from error
         half.chmod(0o755)
         half.rename(dest)
     except OSError as error:
