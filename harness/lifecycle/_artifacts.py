@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from harness.errors import HarnessError
 from harness.lifecycle._prepare import Prepared
 from harness.objects import ObjectStore
-from harness.outputs import CheckpointSync, copy_uncompressed, pack
 
 if TYPE_CHECKING:
     from harness.lifecycle._supervisor import Supervisor
+    from harness.outputs import CheckpointSync
 
 __all__ = ["Artifacts", "Checkpoints"]
 
@@ -22,18 +22,17 @@ class Checkpoints:
 
     def __init__(self, supervisor: Supervisor, prepared: Prepared, objects: ObjectStore) -> None:
         self._job = supervisor
-        config = supervisor.request.get("CheckpointConfig")
-        self._sync = (
-            None
-            if config is None
-            else CheckpointSync(
+        self._sync: CheckpointSync | None = None
+        if (config := supervisor.request.get("CheckpointConfig")) is not None:
+            from harness.outputs import CheckpointSync
+
+            self._sync = CheckpointSync(
                 objects,
                 config["S3Uri"],
                 prepared.checkpoints,
                 local=supervisor.spec.local,
                 region=supervisor.spec.region,
             )
-        )
         self._interval = supervisor.spec.local.checkpoint_interval
         self._next = time.monotonic() + self._interval
         self._running: threading.Thread | None = None
@@ -96,6 +95,8 @@ class Artifacts:
 
         Raises ClientError when the disk is full (contract: F22).
         """
+        from harness.outputs import copy_uncompressed, pack  # not needed before the script has ended
+
         self.checkpoints.finish()
         config = self._job.request["OutputDataConfig"]
         base = f"{config['S3OutputPath'].rstrip('/')}/{self._job.name}/output"

@@ -16,7 +16,6 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -215,7 +214,8 @@ class Supervisor:
                     "the job's supervisor was killed and its hosts died with it; run it again"
                 )
             return prepared, hosts
-        engine.close(self.name)
+        if self.store.hosts(self.name):
+            engine.close(self.name)  # what an earlier attempt, or a supervisor that was killed, left
         gpus = self._acquire()
         prepared = preparation.fresh(gpus)
         self._check_stop()
@@ -226,6 +226,8 @@ class Supervisor:
         engine.prepare(prepared.launches)
         if len(prepared.launches) == 1:
             return prepared, {launch.host: engine.start(launch) for launch in prepared.launches}
+        from concurrent.futures import ThreadPoolExecutor
+
         with ThreadPoolExecutor(max_workers=8, thread_name_prefix="start") as pool:
             started = pool.map(engine.start, prepared.launches)
             return prepared, {host.name: host for host in started}
