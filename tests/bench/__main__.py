@@ -7,6 +7,8 @@ median of the pairs is shown. Never run as a test: a noisy machine must not turn
 from __future__ import annotations
 
 import argparse
+import os
+import platform
 import statistics
 import sys
 import tempfile
@@ -39,6 +41,11 @@ TABLE = (
         run=rows.docker_whole_job,
     ),
     Row(
+        what="docker: whole trivial job, over `docker run` alone",
+        reach="–",
+        run=rows.docker_overhead,
+    ),
+    Row(
         what="sandbox: start to first line, over bare `python script.py`",
         reach="≤ +200 ms",
         run=rows.sandbox_first_line,
@@ -57,6 +64,10 @@ def main() -> int:
     parser.add_argument("-n", "--runs", type=int, default=5, help="runs of each side (default 5)")
     parser.add_argument("--only", help="rows whose text has this word")
     options = parser.parse_args()
+    load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
+    print(
+        f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores, load {load}, {platform.release()}, Python {sys.version.split()[0]}"
+    )
     print(f"{'what':66} {'reach':18} {'ours':>12} {'theirs':>12} {'result':>12}")
     for row in TABLE:
         if options.only and options.only not in row.what:

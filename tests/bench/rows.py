@@ -68,6 +68,19 @@ def docker_first_line(place: Path, runs: int) -> Measured:
     return warmed(measured)
 
 
+def docker_overhead(place: Path, runs: int) -> Measured:
+    """The whole trivial job against `docker run` alone: what no tool can be faster than with this image."""
+    need_docker()
+    spec = project(place, "print('hello')\n", engine="docker")
+    tree = ml_tree(place / "bare", "print('hello')\n")
+    command = ["docker", "run", "--rm", "-v", f"{tree}:/opt/ml", IMAGE, "train"]
+    measured = Measured(unit="s", compare="difference")
+    for _ in range(runs + 1):
+        measured.theirs.append(whole(command, {}))
+        measured.ours.append(whole([HARNESS, "run", str(spec)], home(place)))
+    return warmed(measured)
+
+
 def docker_whole_job(place: Path, runs: int) -> Measured:
     """The SDK's local mode in its own interpreter, import and all, as a user runs it."""
     need_docker()
@@ -268,11 +281,17 @@ def ml_tree(place: Path, script: str) -> Path:
     return place
 
 
+def surroundings(changes: Mapping[str, str]) -> dict[str, str]:
+    """For both sides: byte code is kept, as for whoever has installed something."""
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return {**kept, **changes}
+
+
 def first_line(command: list[str], environment: Mapping[str, str] | None = None) -> float:
     """Seconds from the start of the process to what the script's first line says of the time."""
     started = time.time()
     done = subprocess.run(
-        command, capture_output=True, text=True, check=False, env={**os.environ, **(environment or {})}
+        command, capture_output=True, text=True, check=False, env=surroundings(environment or {})
     )
     for line in (done.stdout + done.stderr).splitlines():
         if "FIRST " in line:
@@ -282,9 +301,7 @@ def first_line(command: list[str], environment: Mapping[str, str] | None = None)
 
 def whole(command: list[str], environment: Mapping[str, str]) -> float:
     started = time.monotonic()
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, env={**os.environ, **environment}
-    )
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=surroundings(environment))
     if done.returncode:
         raise NotHereError(
             f"{' '.join(command)} ended with {done.returncode}: {(done.stdout + done.stderr)[-300:]}"
