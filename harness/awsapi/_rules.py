@@ -27,8 +27,9 @@ def check_training(request: JsonObject) -> None:
         ValidationError: everything that is wrong, in one text.
     """
     against_model = violations(OPERATION, request)
-    # The rules read members by type: they wait until the model is satisfied, except for what is missing.
-    sound = all(each.value is None for each in against_model)
+    # The rules read members by type: they wait until the model is satisfied, except for what is missing
+    # at the top.
+    sound = all(each.value is None and "." not in each.path for each in against_model)
     broken = training_rules(request) if sound else []
     if against_model or broken:
         raise ValidationError("; ".join(([message(against_model)] if against_model else []) + broken))

@@ -166,6 +166,10 @@ def _check_type(words: Words, word: str, value: Any, hint: Any) -> None:
             Sequence: "a list",
         }
         raise words.error(f"{word} must be {' or '.join(names[cls] for cls in wanted)}, not {kind(value)}")
+    if isinstance(value, Sequence) and Sequence[str] in (hint, *get_args(hint)):
+        odd = next((each for each in value if not isinstance(each, str)), None)
+        if odd is not None or None in value:
+            raise words.error(f"{word} must be a list of strings, and one of it is {kind(odd)}")
 
 
 def _role(words: Words) -> tuple[str, str]:
@@ -231,6 +235,8 @@ def _algorithm(words: Words, draft: Draft, image: str | None, source: Source | N
         put("TrainingImage", image, "image_uri" if "image_uri" in words else "framework_version")
     metrics = "MetricDefinitions" if "MetricDefinitions" in words else "metric_definitions"
     if metrics in words:
+        if not isinstance(words.get(metrics), (list, tuple)):
+            raise words.error(f"{metrics} must be a list, not {kind(words.get(metrics))}")
         definitions = [
             spelled(words, each, f"{metrics}[{n}]", ("Name", "Regex"))
             for n, each in enumerate(words.get(metrics))

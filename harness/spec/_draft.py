@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,11 +43,24 @@ class Words:
         return self.origin if parts[0] in self else DEFAULT
 
     def error(self, sentence: str) -> SpecError:
-        return SpecError(f"{self.origin}: {sentence}")
+        """A value with a line break in it doesn't make two lines of the sentence."""
+        return SpecError(f"{self.origin}: {sentence}".replace("\r", "\\r").replace("\n", "\\n"))
 
     def path(self, text: str) -> Path:
-        """A path of the spec: absolute, `~`, or relative to the spec file."""
-        return (self.base / Path(text).expanduser()).absolute()
+        """A path of the spec: absolute, `~`, or relative to the spec file.
+
+        Raises:
+            SpecError: nothing can have that path.
+        """
+        try:
+            path = (self.base / Path(text).expanduser()).absolute()
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+                path.lstat()
+        except (ValueError, RuntimeError, OSError) as error:
+            shown = text if len(text) <= 100 else f"{text[:100]}…"
+            reason = (error.strerror if isinstance(error, OSError) else None) or error
+            raise self.error(f"{shown!r} is no path ({reason})") from error
+        return path
 
 
 @dataclass(kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import reprlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -40,7 +41,7 @@ def local_options(words: Words, options: Mapping[str, Any]) -> LocalOptions:
 
 def _checked(words: Words, key: str, value: Any) -> Any:
     def wrong(must: str) -> Exception:
-        return words.error(f"[local] {key} must be {must}, not {value!r}")
+        return words.error(f"[local] {key} must be {must}, not {reprlib.repr(value)}")
 
     if key == "engine":
         if value not in (*ENGINES, "fake"):

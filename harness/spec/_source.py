@@ -53,7 +53,7 @@ def find_source(words: Words, *, job_name: str, output_path: str) -> Source | No
     folder = _directory(words, directory)
     if Path(entry).is_absolute() or ".." in Path(entry).parts:
         raise words.error(f"entry_point {entry} must be a path inside source_dir {directory}")
-    _entry(words, folder / entry, entry, directory)
+    _entry(words, words.path(str(folder / entry)), entry, directory)
     upload = Upload(path=folder, uri=uri, kind="source", entry_point=entry, dependencies=dependencies)
     return Source(uri=uri, program=entry, upload=upload)
 
