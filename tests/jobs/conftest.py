@@ -11,7 +11,8 @@ import shutil
 import tarfile
 import textwrap
 import time
-from collections.abc import Callable, Mapping
+import uuid
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,27 @@ class Job:
 def engine_name(request: pytest.FixtureRequest) -> str:
     """Each real engine in turn."""
     return str(request.param)
+
+
+@pytest.fixture
+def unique() -> str:
+    """A job name that no other session of tests on this machine uses at the moment."""
+    return f"t-{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture(autouse=True)
+def no_job_outlives_its_test(home: Path) -> Iterator[None]:
+    """A test that fails in the middle must not leave its jobs to the tests after it."""
+    yield
+    place = Home(home)
+    if not place.db.exists():
+        return
+    with Store(place) as store:
+        left = store.unfinished()
+    for name in left:
+        local.stop(name, now=True, home=place)
+    for name in left:
+        local.wait(name, home=place)
 
 
 Submit = Callable[..., Job]

@@ -151,16 +151,16 @@ def test_docker_rm_of_a_host(submit: Submit) -> None:
 
 
 def test_kill_9_of_the_command_line_leaves_the_job_running(
-    write_spec: Callable[..., Path], home: Path, engine_name: str
+    write_spec: Callable[..., Path], home: Path, engine_name: str, unique: str
 ) -> None:
     path = write_spec(COUNTING.format(lines=30), engine=engine_name)
     command = subprocess.Popen(
-        [sys.executable, "-m", "harness", "run", str(path), "--job-name", "survivor"],
+        [sys.executable, "-m", "harness", "run", str(path), "--job-name", unique],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )
-    job = Job(Home(home), "survivor")
-    job.until(lambda: (home / "jobs/survivor/logs/1/algo-1.log").exists())
+    job = Job(Home(home), unique)
+    job.until(lambda: (home / "jobs" / unique / "logs/1/algo-1.log").exists())
     job.until_log(b"line 3 ")
     command.kill()
     command.communicate()
@@ -171,20 +171,20 @@ def test_kill_9_of_the_command_line_leaves_the_job_running(
 
 @pytest.mark.parametrize("times", [1, 2])
 def test_ctrl_c_stops_and_the_second_kills(
-    write_spec: Callable[..., Path], home: Path, engine_name: str, times: int
+    write_spec: Callable[..., Path], home: Path, engine_name: str, times: int, unique: str
 ) -> None:
     """Exit code 130 either way, and nothing is left."""
     path = write_spec(
         COUNTING.format(lines=6000), engine=engine_name, local={"stop_grace": 2 if times == 1 else 120}
     )
     command = subprocess.Popen(
-        [sys.executable, "-m", "harness", "run", str(path), "--job-name", "interrupted"],
+        [sys.executable, "-m", "harness", "run", str(path), "--job-name", unique],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,
     )
-    job = Job(Home(home), "interrupted")
-    job.until(lambda: (home / "jobs/interrupted/logs/1/algo-1.log").exists())
+    job = Job(Home(home), unique)
+    job.until(lambda: (home / "jobs" / unique / "logs/1/algo-1.log").exists())
     job.until_log(b"line 3 ")
     for _ in range(times):
         os.killpg(command.pid, signal.SIGINT)

@@ -22,13 +22,13 @@ from typing import Any
 import psutil
 import pytest
 
-from harness import engines
+from harness import engines, outputs
 from harness.contract import messages
 from harness.engines.docker import DockerEngine
 from harness.engines.sandbox import SandboxEngine
 from harness.errors import EngineError, StoreError
 from harness.home import Home
-from harness.lifecycle import _artifacts, _capacity, _clean, _supervisor, owned, recover
+from harness.lifecycle import _capacity, _clean, _supervisor, owned, recover
 from harness.lifecycle import _prepare as _preparation
 from harness.lifecycle._owner import own
 from harness.model import Plan, Spec
@@ -95,13 +95,13 @@ def unowned(home: Path, spec: Path, name: str) -> Job:
 
 
 def test_a_lost_job_gets_one_supervisor_however_many_look(
-    write_spec: Callable[..., Path], home: Path
+    write_spec: Callable[..., Path], home: Path, unique: str
 ) -> None:
     """Not one for each look while the first is still starting: on a slow machine they would pile up."""
-    job = unowned(home, write_spec("import time; time.sleep(1)", engine="sandbox"), "lost")
+    job = unowned(home, write_spec("import time; time.sleep(1)", engine="sandbox"), unique)
     with Store(job.home) as store:
-        assert [recover(job.home, store) for _ in range(5)] == [["lost"], [], [], [], []]
-    assert len(supervisors("lost")) == 1
+        assert [recover(job.home, store) for _ in range(5)] == [[unique], [], [], [], []]
+    assert len(supervisors(unique)) == 1
     job.wait()
 
 
@@ -158,8 +158,8 @@ _STEPS: dict[str, tuple[Any, str, Callable[..., bool], bool]] = {
     "before hosts are on record": (Store, "put_hosts", lambda *_: True, False),
     "when all hosts have ended": (Store, "host_ended", lambda *_, **__: True, True),
     "when its end is decided": (Store, "merge_result", lambda *_, **entries: "outcome" in entries, True),
-    "before packing": (_artifacts, "pack", lambda *_, **__: True, False),
-    "when packed": (_artifacts, "pack", lambda *_, **__: True, True),
+    "before packing": (outputs, "pack", lambda *_, **__: True, False),
+    "when packed": (outputs, "pack", lambda *_, **__: True, True),
     "when all is up": (Store, "merge_result", lambda *_, **entries: "artifacts" in entries, True),
     "before its terminal transition": (
         Store,
@@ -334,7 +334,7 @@ def test_a_kill_ends_an_upload(submit: Submit, monkeypatch: Patch) -> None:
             progress(done, 300, "packing")
             time.sleep(0.1)
 
-    monkeypatch.setattr(_artifacts, "pack", slowly)
+    monkeypatch.setattr(outputs, "pack", slowly)
     job = submit(QUICK, engine="sandbox")
     job.until(lambda: job.record.secondary_status == "Uploading")
     local.stop(job.name, home=job.home)
@@ -445,10 +445,12 @@ def test_gc_of_a_record_without_a_directory(submit: Submit) -> None:
 # --------------------------------------------------------------------------- many at once
 
 
-def test_ten_jobs_at_once_take_their_turns(submit: Submit, monkeypatch: Patch) -> None:
+def test_ten_jobs_at_once_take_their_turns(submit: Submit, monkeypatch: Patch, unique: str) -> None:
     """First come, first served, and never more hosts than there are slots."""
     monkeypatch.setattr(_capacity, "slots", lambda: 2)
-    jobs = [submit("import time; time.sleep(0.3)", engine="sandbox", job_name=f"turn-{n}") for n in range(10)]
+    jobs = [
+        submit("import time; time.sleep(0.3)", engine="sandbox", job_name=f"{unique}-{n}") for n in range(10)
+    ]
     most = 0
     with Store(jobs[0].home) as store:
         while store.unfinished():
@@ -544,12 +546,12 @@ def interrupted(spec: Path, name: str, where: tuple[str, str, str], times: int, 
 @pytest.mark.parametrize("times", [1, 2, 3])
 @pytest.mark.parametrize("options", [(), ("--detach",)], ids=["attached", "detached"])
 def test_ctrl_c_when_the_job_is_on_record_already(
-    write_spec: Callable[..., Path], home: Path, times: int, options: tuple[str, ...]
+    write_spec: Callable[..., Path], home: Path, times: int, options: tuple[str, ...], unique: str
 ) -> None:
     """Whoever looks next must not find a job that was interrupted, and start it."""
     spec = write_spec("import time; time.sleep(600)", engine="sandbox", local={"stop_grace": 1})
-    interrupted(spec, "job", ("harness.targets", "local", "spawn"), times, *options)
-    job = Job(Home(home), "job")
+    interrupted(spec, unique, ("harness.targets", "local", "spawn"), times, *options)
+    job = Job(Home(home), unique)
     assert job.record.status == "Stopped"
     assert_nothing_left(job, "sandbox")
 
