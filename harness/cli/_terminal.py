@@ -100,7 +100,8 @@ class Screen:
         """Replace the status line; an empty one goes away. Nothing happens without a terminal."""
         if not self.is_terminal:
             return
-        text = text[: self.width - 1]
+        if len(text) > self.width - 1:
+            text = f"{text[: self.width - 2]}…"  # else half a number would look like a whole one
         if self._ascii:
             text = text.translate(_ASCII)
         if text == self._status:

@@ -176,6 +176,7 @@ class Supervisor:
         while True:
             outcome = self._attempt(engine)
             if not (outcome.retryable and self._may_retry()):
+                self._tell_of_trees(outcome)
                 return outcome
             self._start_again(outcome)
 
@@ -214,7 +215,7 @@ class Supervisor:
                     "the job's supervisor was killed and its hosts died with it; run it again"
                 )
             return prepared, hosts
-        if self.store.hosts(self.name):
+        if record.attempt > 1 or self.store.hosts(self.name):
             engine.close(self.name)  # what an earlier attempt, or a supervisor that was killed, left
         gpus = self._acquire()
         prepared = preparation.fresh(gpus)
@@ -283,7 +284,7 @@ class Supervisor:
             engine.close(self.name)
         except EngineError as error:
             # How the hosts ended is known all the same, and it is what the user wants to know.
-            self.note(f"{error}; `harness gc` does it when the engine is back")
+            self.note(str(error))
         outcome = self._decide(prepared, verdict)
         self.store.merge_result(
             self.name,
@@ -326,6 +327,12 @@ class Supervisor:
             self.note(f"the job was killed while its outputs were packed; they were kept in {self._trees}")
             return _STOPPED[asked.cause] if outcome.status == "Completed" else outcome
         return outcome
+
+    def _tell_of_trees(self, outcome: Outcome) -> None:
+        """Where to find the outputs of hosts that were lost: nothing of theirs was uploaded."""
+        record = self.store.job(self.name)
+        if outcome.retryable and record.hosts and "artifacts" not in record.result:
+            self.note(f"what the hosts wrote was kept in {self._trees}")
 
     def _kept(self, outcome: Outcome, error: ClientError) -> Outcome:
         """What the hosts wrote stays in the job's directory: nothing is lost but the archive."""

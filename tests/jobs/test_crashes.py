@@ -83,6 +83,8 @@ def test_kill_9_of_the_supervisor_in_the_sandbox(submit: Submit) -> None:
     record = job.wait()
     assert record.status == "Failed"
     assert (record.failure_reason or "").startswith("InternalServerError: ")
+    assert f"what the hosts wrote was kept in {job.home.job(job.name) / 'hosts'}" in record.result["notes"]
+    assert (job.home.job(job.name) / "hosts/algo-1/ml/model").is_dir()
     assert_nothing_left(job, "sandbox")
 
 

@@ -258,6 +258,22 @@ def test_docker_rm_of_a_host_is_retried_where_it_was_asked_for(submit: Submit) -
     assert_nothing_left(job, "docker")
 
 
+@pytest.mark.docker
+def test_a_host_that_lived_on_is_gone_before_the_next_attempt(submit: Submit) -> None:
+    """Of two containers one was lost with the supervisor; the other would be in the way."""
+    job = submit(COUNTING.format(lines=30), engine="docker", instance_count=2, max_retry_attempts=1)
+    job.until_log(b"line 5 ")
+    job.until_log(b"line 5 ", "algo-2")
+    os.kill(supervisor(job), signal.SIGKILL)
+    until_dead(job)
+    subprocess.run(["docker", "rm", "-f", containers(job)[0]], check=True, capture_output=True)
+    take_over(job)
+    record = job.wait()
+    assert (record.status, record.failure_reason, record.attempt) == ("Completed", None, 2)
+    assert [job.log(host).count(b"\nline ") for host in ("algo-1", "algo-2")] == [30, 30]
+    assert_nothing_left(job, "docker")
+
+
 def containers(job: Job) -> list[str]:
     return subprocess.run(
         ["docker", "ps", "-aq", "--filter", f"label=harness.job={job.name}"],

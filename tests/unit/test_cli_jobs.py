@@ -460,3 +460,12 @@ def test_what_run_shows_on_a_terminal(jobs: Jobs, monkeypatch: pytest.MonkeyPatc
                 assert "Loss 0.25" in stream.getvalue().splitlines()[-1]
                 jobs.end("job-1")
     assert stream.getvalue().endswith("\r\x1b[K")
+
+
+def test_a_status_line_that_is_too_long_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a number would look like a whole one."""
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "20")
+    stream = Terminal()
+    _terminal.Screen(stream).status("Training 12 s · Loss 90.808")
+    assert stream.getvalue().removeprefix("\r\x1b[K") == "Training 12 s · Lo…"
