@@ -181,7 +181,7 @@ def test_a_status_line_stays_below_what_is_written(monkeypatch: pytest.MonkeyPat
     screen.status("working " * 5)
     screen.write("line")
     screen.status("")
-    assert terminal.getvalue() == ("\r\x1b[Kworking working wo…\r\x1b[Kline\nworking working wor\r\x1b[K")
+    assert terminal.getvalue() == ("\r\x1b[Kworking working wo…\r\x1b[Kline\nworking working wo…\r\x1b[K")
 
 
 @pytest.mark.parametrize(
