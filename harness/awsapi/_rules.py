@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from harness.awsapi._validate import message, violations
+from harness.awsapi._validate import Violation, message, violations
 from harness.errors import ValidationError
 from harness.model import JsonObject
 
@@ -26,7 +26,7 @@ def check_training(request: JsonObject) -> None:
     Raises:
         ValidationError: everything that is wrong, in one text.
     """
-    against_model = violations(OPERATION, request)
+    against_model = [*violations(OPERATION, request), *_missing(request)]
     # The rules read members by type: they wait until the model is satisfied, except for what is missing
     # at the top.
     sound = all(each.value is None and "." not in each.path for each in against_model)
@@ -38,7 +38,6 @@ def check_training(request: JsonObject) -> None:
 def training_rules(request: JsonObject) -> list[str]:
     """The sentences of the cross-field rules that a request of the right shape breaks."""
     return [
-        *_required(request),
         *_algorithm(request.get("AlgorithmSpecification") or {}, request),
         *_metrics(request.get("AlgorithmSpecification") or {}),
         *_cluster(request),
@@ -49,20 +48,14 @@ def training_rules(request: JsonObject) -> list[str]:
     ]
 
 
-def _required(request: JsonObject) -> Iterator[str]:
+def _missing(request: JsonObject) -> Iterator[Violation]:
+    """What the model doesn't require, because serverless jobs do without it (contract: K2)."""
     if request.get("ServerlessJobConfig"):
         return
-    missing = [  # contract: K2
-        name
-        for name in ("AlgorithmSpecification", "ResourceConfig", "StoppingCondition")
-        if not request.get(name)
-    ]
-    for name in missing:
-        path = name[:1].lower() + name[1:]
-        yield (
-            f"1 validation error detected: Value null at '{path}' failed to satisfy constraint: "
-            "Member must not be null"
-        )
+    for name in ("AlgorithmSpecification", "ResourceConfig", "StoppingCondition"):
+        if name not in request:
+            path = name[:1].lower() + name[1:]
+            yield Violation(path=path, constraint="Member must not be null", value=None)
 
 
 def _algorithm(algorithm: JsonObject, request: JsonObject) -> Iterator[str]:

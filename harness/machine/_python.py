@@ -69,10 +69,12 @@ def inspect(executable: str | None = None) -> Python:
         )
         found = json.loads(done.stdout.splitlines()[-1])
     except (OSError, subprocess.SubprocessError, ValueError, IndexError) as error:
-        said = getattr(error, "stderr", None) or str(error)
-        raise EngineError(
-            f"{path} is no Python that runs ({said.strip().splitlines()[-1]}): set [local] python"
-        ) from error
+        if isinstance(error, subprocess.CalledProcessError):
+            said = (error.stderr.strip().splitlines() or [""])[-1]
+            reason = f"it ends with exit code {error.returncode}" + (f": {said[:100]}" if said else "")
+        else:
+            reason = (isinstance(error, OSError) and error.strerror) or "it doesn't answer as one"
+        raise EngineError(f"{path} is no Python that runs ({reason}): set [local] python") from error
     # Not the link's target: a virtual environment is known by the name it is started with.
     return _python(path, found["version"], found)
 

@@ -17,11 +17,11 @@ def parse(text: str, what: str) -> int:
     """Bytes: "64m" is 64 MiB, as for docker; `what` names the option in the message.
 
     Raises:
-        SpecError: it is no size, or nought.
+        SpecError: it is no size, or nought, or more than a machine can count.
     """
     found = _FORM.fullmatch(text.strip())
     size = 0 if found is None else int(float(found[1]) * 1024 ** _POWERS[found[2].lower()])
-    if size <= 0:
+    if not 0 < size < 1 << 63:
         raise SpecError(
             f'{what} is {text!r}, which is no size: write bytes, or something such as "64m" or "2g"'
         )

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping
 from datetime import date, datetime, time
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from harness.errors import SpecError
 from harness.model import Spec
@@ -21,6 +21,8 @@ else:
     import tomli as tomllib
 
 _NOTHING: Mapping[str, Any] = {}
+_DEEPEST: Final = 40
+_MOST: Final = 100_000
 
 
 def load(
@@ -84,11 +86,35 @@ def _read(file: Path) -> Any:
     if file.suffix not in readers:
         raise SpecError(f"{file}: a spec is a .toml, .json, .yaml or .yml file")
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise SpecError(f"the spec {file} can't be read: {reason}") from error
-    return readers[file.suffix](file, text)
+    try:
+        found = readers[file.suffix](file, text)
+    except RecursionError:
+        raise _too_deep(file) from None
+    _check_extent(file, found)
+    return found
+
+
+def _check_extent(file: Path, found: Any) -> None:
+    """A few lines of YAML can stand for more values than a machine holds, or for themselves."""
+    seen = 0
+    left = [(found, 0)]
+    while left:
+        value, depth = left.pop()
+        inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        seen += 1 + len(inside)
+        if seen > _MOST:
+            raise SpecError(f"{file} holds more than {_MOST:,} values: no request is that big")
+        if depth > _DEEPEST:
+            raise _too_deep(file)
+        left += [(each, depth + 1) for each in inside]
+
+
+def _too_deep(file: Path) -> SpecError:
+    return SpecError(f"{file} is nested more than {_DEEPEST} levels deep: no request is that deep")
 
 
 def _toml(file: Path, text: str) -> Any:

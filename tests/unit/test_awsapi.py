@@ -408,7 +408,6 @@ def test_the_rules_between_fields_are_kept(change: Change, words: str) -> None:
     with pytest.raises(ValidationError) as raised:
         awsapi.check_training(bad)
     assert words in str(raised.value)
-    assert any(words in rule for rule in awsapi.training_rules(bad))
 
 
 @pytest.mark.parametrize(
