@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 TAG: Final = "harness-base:debian"
 MINIMAL_TAG: Final = "harness-base:debian-minimal"
 SUITE: Final = "bookworm"
-DEFAULT_MIRROR: Final = "http://deb.debian.org/debian"
-"""What mmdebstrap and debootstrap take by themselves."""
 
 _PACKAGES: Final = "python3 python3-pip python3-torch python3-torchvision gcc libc6-dev python3-dev"
 _DOCKERFILE: Final = f"""\
@@ -62,8 +60,11 @@ def base(client: DockerClient, *, progress: images.Progress, no_cache: bool) -> 
     return TAG
 
 
-def find_mirror(apt: Path) -> str:
-    """The mirror of `SUITE` in this machine's own apt sources, else Debian's. Both formats are read."""
+def find_mirror(apt: Path) -> str | None:
+    """The mirror of `SUITE` in this machine's own apt sources; both formats are read.
+
+    None when they have none: mmdebstrap and debootstrap know Debian's own.
+    """
     for path in (apt / "sources.list", *sorted((apt / "sources.list.d").glob("*"))):
         if path.suffix == ".list" and path.is_file():
             entries = _one_line_entries(path.read_text())
@@ -74,7 +75,7 @@ def find_mirror(apt: Path) -> str:
         for uri, suites, components in entries:
             if SUITE in suites and "main" in components and uri.rstrip("/").endswith("/debian"):
                 return uri
-    return DEFAULT_MIRROR
+    return None
 
 
 def _one_line_entries(text: str) -> Iterator[tuple[str, Sequence[str], Sequence[str]]]:
@@ -100,16 +101,17 @@ def _deb822_entries(text: str) -> Iterator[tuple[str, Sequence[str], Sequence[st
 
 
 @contextmanager
-def _bootstrap(mirror: str, progress: images.Progress) -> Iterator[IO[bytes]]:
+def _bootstrap(mirror: str | None, progress: images.Progress) -> Iterator[IO[bytes]]:
     """A tar stream of the smallest Debian; an error of the tool is raised when the stream has been read."""
+    source = [] if mirror is None else [mirror]
     if shutil.which("mmdebstrap"):
-        command = ["mmdebstrap", "--variant=minbase", "--mode=auto", SUITE, "-", mirror]
+        command = ["mmdebstrap", "--variant=minbase", "--mode=auto", SUITE, "-", *source]
         with _running(command, progress) as tar:
             yield tar
     elif shutil.which("debootstrap"):
         # It writes a tree, and makes device nodes in it: only root can.
         with tempfile.TemporaryDirectory(prefix="harness-debian-") as tree:
-            with _running(["debootstrap", "--variant=minbase", SUITE, tree, mirror], progress) as output:
+            with _running(["debootstrap", "--variant=minbase", SUITE, tree, *source], progress) as output:
                 for line in output:
                     progress(line.decode(errors="replace").rstrip())
             command = ["tar", "-C", tree, "--numeric-owner", "--one-file-system", "-c", "."]

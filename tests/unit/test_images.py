@@ -87,7 +87,7 @@ def test_proxies_in_both_spellings_and_nothing_else():
     ("error", "network"),
     [
         ('Get "https://example.invalid/v2/": dial tcp: lookup example.invalid: no such host', True),
-        ("W: Failed to fetch http://…  Temporary failure resolving 'deb.debian.org'", True),
+        ("W: Failed to fetch http://…  Temporary failure resolving 'mirror.example'", True),
         ("x509: certificate signed by unknown authority", True),
         ("The command '/bin/sh -c false' returned a non-zero code: 1", False),
         ("no space left on device", False),
@@ -133,9 +133,9 @@ Components: main
         ({"sources.list": ONE_LINE}, "http://mirror.example/debian"),
         ({"sources.list.d/debian.sources": DEB822}, "http://mirror.example/debian"),
         ({"sources.list.d/x.list": ONE_LINE, "sources.list": ""}, "http://mirror.example/debian"),
-        ({"sources.list.d/debian.sources.bak": DEB822}, _debian.DEFAULT_MIRROR),
-        ({"sources.list": "deb http://ubuntu.example/ubuntu noble main"}, _debian.DEFAULT_MIRROR),
-        ({}, _debian.DEFAULT_MIRROR),
+        ({"sources.list.d/debian.sources.bak": DEB822}, None),
+        ({"sources.list": "deb http://ubuntu.example/ubuntu noble main"}, None),
+        ({}, None),
     ],
 )
 def test_the_mirror_is_this_machines(files, mirror, tmp_path):
