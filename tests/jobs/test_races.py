@@ -579,3 +579,43 @@ def test_ctrl_c_before_the_job_is_on_record_stops_no_other_of_its_name(
     spec = write_spec("", engine="sandbox")
     interrupted(spec, job.name, ("harness.store", "Store", "check_free"), 2)
     assert job.wait().status == "Completed"
+
+
+# --------------------------------------------------------------------------- checkpoints
+
+
+def test_checkpoints_beside_a_running_job(submit: Submit, run: Submit, engine_name: str) -> None:
+    """# contract: F12, F14, F15: synced while it runs, deletions too; restored on each host, at any path."""
+    options: dict[str, Any] = {
+        "engine": engine_name,
+        "checkpoint_s3_uri": "s3://b/ckpt/",
+        "checkpoint_local_path": "/var/ckpt",
+        "local": {"checkpoint_interval": 0.3},
+    }
+    job = submit(
+        """
+        import pathlib, time
+        place = pathlib.Path("/var/ckpt")
+        for name in ("kept", "dropped"):
+            (place / name).write_text(name)
+        print("written", flush=True)
+        time.sleep(3)
+        (place / "dropped").unlink()
+        (place / "late").write_text("late")
+        print("dropped", flush=True)
+        """,
+        **options,
+    )
+    stored = job.home.s3 / "b/ckpt"
+    job.until(lambda: (stored / "dropped").exists())
+    assert not job.record.ended_for_good
+    assert job.wait().status == "Completed"
+    assert sorted(path.name for path in stored.iterdir()) == ["kept", "late"]
+    again = run(
+        "import os\nprint(f'found {sorted(os.listdir(\"/var/ckpt\"))}', flush=True)",
+        instance_count=2,
+        **options,
+    )
+    for host in ("algo-1", "algo-2"):
+        assert b"found ['kept', 'late']" in again.log(host)
+    assert_nothing_left(again, engine_name)
