@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from pathlib import Path
 
@@ -150,3 +151,20 @@ def test_a_process_that_is_not_the_container_s_is_not_measured(
 def test_separators_in_paths_are_escaped_for_overlayfs() -> None:
     assert _escape(Path("/a,b:c\\d")) == "/a\\,b:c\\\\d"
     assert _escape(Path("/a,b:c"), colon=True) == "/a\\,b\\:c"
+
+
+def test_the_journal_of_a_second_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A supervisor that dies while it takes the journal over leaves the old one whole."""
+    path = tmp_path / "streams"
+    with Journal(path, 0) as journal:
+        journal.note([(STDOUT, b"abc"), (STDERR, b"de")])
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", die)
+        with pytest.raises(KeyboardInterrupt):
+            Journal(path, 5)
+    with Journal(path, 5) as journal:
+        assert (journal.taken, journal.unknown) == ({STDOUT: 3, STDERR: 2}, 0)

@@ -42,8 +42,15 @@ class Journal:
         self.unknown = skip - total
         """Bytes of `skip` that no note explains: the first ones of whatever comes."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        os.write(self._file, runs.tobytes())
+        # Whoever dies here leaves the old one whole: without it bytes would be doubled and lost.
+        new = path.with_name(f"{path.name}.new")
+        self._file = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            os.write(self._file, runs.tobytes())
+            new.rename(path)
+        except BaseException:
+            os.close(self._file)
+            raise
 
     def __enter__(self) -> Journal:
         return self
