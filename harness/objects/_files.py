@@ -29,6 +29,8 @@ Progress = Callable[[int, int, str], None]
 """Called as `progress(done_bytes, total_bytes, what)`, from the thread that called us."""
 
 CHUNK: Final = 64 << 20
+_DEEPEST: Final = 250
+"""Levels of directories below a tree, each of which takes a descriptor and a stack frame to walk."""
 _NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _NO_COPY_RANGE: Final = frozenset(
     {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.ETXTBSY, errno.EBADF}
@@ -156,7 +158,9 @@ def walk_beneath(root: Path) -> Iterator[tuple[str, os.stat_result]]:
         os.close(outer)
 
 
-def _walk(fd: int, prefix: str) -> Iterator[tuple[str, os.stat_result]]:
+def _walk(fd: int, prefix: str, depth: int = 0) -> Iterator[tuple[str, os.stat_result]]:
+    if depth > _DEEPEST:
+        raise OSError(errno.ENAMETOOLONG, f"directories nested more than {_DEEPEST} deep", f"{prefix[:60]}…")
     with os.scandir(fd) as entries:
         names = sorted(
             ((e.name + "/" if e.is_dir(follow_symlinks=False) else e.name) for e in entries),
@@ -173,7 +177,7 @@ def _walk(fd: int, prefix: str) -> Iterator[tuple[str, os.stat_result]]:
         except (FileNotFoundError, NotADirectoryError):
             continue
         try:
-            yield from _walk(inner, f"{prefix}{bare}/")
+            yield from _walk(inner, f"{prefix}{bare}/", depth + 1)
         finally:
             os.close(inner)
 

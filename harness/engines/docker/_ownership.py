@@ -6,6 +6,7 @@ only the right to change owners runs `chown` over the job's directories, and ove
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
 import stat
@@ -91,6 +92,10 @@ def _foreign(tree: Path, uid: int, *, since: float | None = None) -> Iterator[Pa
             if since is None and info.st_uid == uid:
                 raise
             continue  # another's directory; it was yielded itself if it is new
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            # Deeper than a path may be long: what is above it was looked at, and `chown -R` gets there.
 
 
 def _chown(daemon: Daemon, tree: Path, paths: list[Path], claim: Claim, owner: str) -> None:
