@@ -107,7 +107,7 @@ def _entry(name: str, *texts: str) -> list[str]:
 
 
 def _wrapped(screen: _terminal.Screen, *texts: str) -> list[str]:
-    return [line for text in texts for line in screen.wrap(text, _INDENT)]
+    return [line for text in texts for line in screen.wrap(_terminal.harmless(text), _INDENT)]
 
 
 def _metric_lines(home: Home, name: str) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import sys
 import time
 from typing import Any, Final, Literal, TextIO
@@ -17,6 +18,7 @@ __all__ = [
     "console",
     "duration",
     "emit_json",
+    "harmless",
     "json_time",
     "mask",
     "number",
@@ -181,6 +183,12 @@ def _can_encode(stream: TextIO, text: str) -> bool:
     except (UnicodeEncodeError, LookupError):
         return False
     return True
+
+
+def harmless(text: str) -> str:
+    """`text` with its control characters as the log shows them (contract: I4): a script's words and file
+    names must not move the cursor, change colours or set the window's title."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda found: f"#{ord(found[0]):03o}", text)
 
 
 def silence_stdout() -> None:
