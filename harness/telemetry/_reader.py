@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from harness.errors import DiskError
 from harness.telemetry._index import Index
 
 __all__ = ["EVENT_BYTES", "LogEvent", "LogReader", "stream_name"]
@@ -186,6 +187,10 @@ class LogReader:
                 self._fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
             except FileNotFoundError:
                 return False
+            except OSError as error:
+                raise DiskError(
+                    f"the log {self._path} can't be read: {error.strerror}; see whom it belongs to"
+                ) from error
         return True
 
     def _bytes(self, offset: int, count: int) -> bytes:
