@@ -57,7 +57,9 @@ def test_failed_with_the_toolkits_words(run: Submit, engine_name: str) -> None:
     assert (record.status, record.secondary_status) == ("Failed", "Failed")
     reason = record.failure_reason or ""
     assert reason.startswith("AlgorithmError: ExecuteUserScriptError:\nExitCode 1\n")
-    assert "ValueError: the labels are wrong" in reason
+    # AWS's toolkit may cut a traceback into the pieces in which Python writes it.
+    assert "ValueError" in reason
+    assert "the labels are wrong" in reason
     assert reason.endswith(", exit code: 1")
     assert statuses(record)[-3:] == ["Training", "Uploading", "Failed"]
     assert job.archive("model") == {"partial": b"x"}
