@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import statistics
@@ -10,7 +11,7 @@ import sys
 import tarfile
 import textwrap
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -110,10 +111,30 @@ def docker_whole_job(place: Path, runs: int) -> Measured:
         "AWS_SECRET_ACCESS_KEY": "x",
     }
     measured = Measured(unit="s", compare="speed-up")
-    for _ in range(max(2, runs // 2) + 1):
-        measured.theirs.append(whole([sys.executable, str(script)], environment))
-        measured.ours.append(whole([HARNESS, "run", str(spec)], home(place)))
+    with composed_removed():
+        for _ in range(max(2, runs // 2) + 1):
+            measured.theirs.append(whole([sys.executable, str(script)], environment))
+            measured.ours.append(whole([HARNESS, "run", str(spec)], home(place)))
     return warmed(measured)
+
+
+@contextlib.contextmanager
+def composed_removed() -> Iterator[None]:
+    """Remove what compose made meanwhile: the SDK's local mode leaves its containers and networks."""
+    kinds = {"container": ["container", "ls", "-aq"], "network": ["network", "ls", "-q"]}
+
+    def listed(command: list[str]) -> set[str]:
+        label = ["--filter", "label=com.docker.compose.project"]
+        done = subprocess.run(["docker", *command, *label], capture_output=True, text=True, check=True)
+        return set(done.stdout.split())
+
+    before = {kind: listed(command) for kind, command in kinds.items()}
+    try:
+        yield
+    finally:
+        for kind, command in kinds.items():
+            if made := sorted(listed(command) - before[kind]):
+                subprocess.run(["docker", kind, "rm", *made], capture_output=True, check=True)
 
 
 def sandbox_first_line(place: Path, runs: int) -> Measured:
