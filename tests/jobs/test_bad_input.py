@@ -86,7 +86,11 @@ def leftovers(home: Home) -> list[str]:
                 found += [f"{job.name} has {kind[0]} {each}" for each in listed.stdout.split()]
     mounts = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
     found += [f"mount {each}" for each in mounts if each.startswith(f"{home.root}/")]
-    owners = {path.lstat().st_uid for path in home.root.rglob("*")}
+    owners = set()
+    for root, directories, files in os.walk(home.root):  # any depth, which pathlib can't
+        for name in (*directories, *files):
+            with contextlib.suppress(FileNotFoundError):
+                owners.add(Path(root, name).lstat().st_uid)
     found += [f"files of user {uid}" for uid in owners - {os.getuid()}]
     found += [f"half a file: {path}" for path in home.s3.rglob(".harness-tmp.*")]
     found += [f"half a file: {path}" for path in (home.s3 / ".harness/tmp").glob("*")]
@@ -211,6 +215,16 @@ REFUSED: dict[str, tuple[Change, list[str]]] = {
     "no TOML": (lambda spec: spec.write_text("not = = toml"), ["not valid TOML", "line 1"]),
     "not UTF-8": (lambda spec: spec.write_bytes(b"name = '\xff\xfe'"), ["can't be read", "UTF-8"]),
     "empty": (lambda spec: spec.write_text(""), ["role is missing"]),
+    "a NUL in a path": (append('[inputs]\ntraining = "a\\u0000b"'), ["no path", "null byte"]),
+    "a path too long": (source_is("d" * 300), ["no path", "File name too long"]),
+    "a line break in a path": (source_is("two\nlines"), ["two\\nlines", "does not exist"]),
+    "nested without end": (
+        lambda spec: spec.write_text(f"tags = {'[' * 3000}{']' * 3000}"),
+        ["nested more than 40 levels"],
+    ),
+    "dependencies are no strings": (add("dependencies = [1]"), ["dependencies must be a list of strings"]),
+    "metric definitions are no list": (add("MetricDefinitions = 5"), ["MetricDefinitions must be a list"]),
+    "a size that nothing has": (append("shm_size = '99999999999999999999g'"), ["shm_size", "no size"]),
 }
 
 
@@ -233,6 +247,64 @@ def test_a_wrong_spec_is_refused_and_nothing_is_written(
         assert word in told
     assert captured.out == ""
     assert files_in(home / "s3") == files_in(home / "jobs") == []
+
+
+REQUESTS: dict[str, tuple[str, str, list[str]]] = {
+    "billion laughs": (
+        "request.yaml",
+        "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n"
+        + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 10))
+        + "Tags: *a9\n",
+        ["more than 100,000 values"],
+    ),
+    "a loop": ("request.yaml", "TrainingJobName: n\nTags: &t [*t]\n", ["nested more than 40 levels"]),
+    "code in YAML": (
+        "request.yaml",
+        'TrainingJobName: !!python/object/apply:os.system ["touch pwned"]\n',
+        ["not valid YAML", "os.system"],
+    ),
+    "deep JSON": (
+        "request.json",
+        '{"Tags": ' + "[" * 9000 + "]" * 9000 + "}",
+        ["nested more than 40 levels"],
+    ),
+    "half of JSON": ("request.json", '{"TrainingJobName": ', ["not valid JSON", "line 1"]),
+    "a list": ("request.json", "[]", ["table of words"]),
+    "nothing of a request": ("request.json", "{}", ["no CreateTrainingJob request"]),
+    "only a name": (
+        "request.json",
+        '{"TrainingJobName": "n"}',
+        ["5 validation errors detected", "'roleArn'", "'algorithmSpecification'", "'stoppingCondition'"],
+    ),
+    "members of the wrong kind": (
+        "request.json",
+        json.dumps(
+            {
+                "TrainingJobName": "n",
+                "Tags": [None],
+                "StoppingCondition": {"MaxRuntimeInSeconds": None},
+                "InputDataConfig": [{}],
+                "AlgorithmSpecification": {"MetricDefinitions": [{"Regex": None}]},
+            }
+        ),
+        ["'inputDataConfig.1.member.channelName'", "'stoppingCondition.maxRuntimeInSeconds'"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("file", "text", "words"), REQUESTS.values(), ids=REQUESTS.keys())
+def test_a_request_that_is_none(
+    tmp_path: Path, home: Path, capfd: pytest.CaptureFixture[str], file: str, text: str, words: list[str]
+) -> None:
+    (tmp_path / file).write_text(text)
+    started = time.monotonic()
+    assert main(["run", str(tmp_path / file)]) == BAD_SPEC
+    assert time.monotonic() - started < 10
+    told = sentence(capfd.readouterr().err)
+    for word in words:
+        assert word in told
+    assert files_in(home / "jobs") == []
+    assert not Path("pwned").exists()
 
 
 @pytest.mark.parametrize(
@@ -599,6 +671,106 @@ def test_requirements_that_cannot_be_met(run: Submit) -> None:
     assert time.monotonic() - started < 30
 
 
+LOCKED = """
+import os, socket
+os.symlink("/etc/shadow", "/opt/ml/model/shadow")
+os.symlink("/", "/opt/ml/model/root")
+os.symlink("kept", "/opt/ml/model/link")
+os.mkfifo("/opt/ml/model/fifo")
+socket.socket(socket.AF_UNIX).bind("/opt/ml/model/socket")
+open("/opt/ml/model/kept", "w").write("x")
+open(b"/opt/ml/model/\\xff\\n\\x1b[31m", "w").write("x")
+"""
+
+
+def test_what_is_no_file_in_the_model(write_spec: Write, home: Path, engine_name: str) -> None:
+    """# contract: F26"""
+    done = cli("run", write_spec(LOCKED, engine=engine_name), "--job-name", "odd")
+    assert done.returncode == COMPLETED, done.stdout
+    for name in ("shadow", "root", "fifo", "socket"):
+        assert f"algo-1:{name}" in done.stdout
+    assert "\x1b" not in done.stdout
+    with tarfile.open(Job(Home(home), "odd").record.result["artifacts"]["model"]["path"]) as tar:
+        names = {member.name.removeprefix("./").encode("utf-8", "surrogateescape") for member in tar}
+    assert names - {b".", b""} == {b"kept", b"link", b"\xff\n\x1b[31m"}
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        ("os.rmdir('/opt/ml/model'); os.symlink('/etc', '/opt/ml/model')", "no directory any more"),
+        (
+            "os.chdir('/opt/ml/model')\nfor n in range(1500): os.mkdir('deep'); os.chdir('deep')",
+            "nested more than 250 deep",
+        ),
+    ],
+)
+def test_a_model_that_cannot_be_packed(run: Submit, script: str, reason: str) -> None:
+    job = run(f"import os\n{script}", engine="sandbox")
+    assert (job.record.failure_reason or "").startswith("ClientError: Artifact upload failed: ")
+    assert reason in (job.record.failure_reason or "")
+    job.until(lambda: not owned(job.home, job.name))
+    collected = cli("gc", "--all")
+    assert "removed 1 job" in collected.stdout, collected
+    assert files_in(job.home.jobs) == []
+
+
+@pytest.mark.parametrize(
+    ("makes", "reason"),
+    [
+        ("os.symlink('/etc/shadow', path)", ""),
+        ("os.mkfifo(path)", ""),
+        ("os.mkdir(path)", ""),
+        ("open(path, 'wb').truncate(10 << 30)", "\0" * 100),
+        ("open(path, 'wb').write(b'\\xff\\x1b[31mred\\n' * 1000)", "\ufffd\x1b[31mred\n"),
+    ],
+)
+def test_a_failure_file_that_is_none(run: Submit, makes: str, reason: str) -> None:
+    """# contract: G17, G19"""
+    job = run(
+        f"import os\npath = '/opt/ml/output/failure'\n{makes}\nos._exit(3)",
+        engine="sandbox",
+        container_entry_point=["python3", "/opt/ml/code/train.py"],
+    )
+    told = job.record.failure_reason or ""
+    assert told.startswith(f"AlgorithmError: {reason}")
+    assert len(told) <= 1024
+    assert reason or told == "AlgorithmError: , exit code: 3"
+
+
+def test_what_a_script_says_does_not_command_the_terminal(write_spec: Write) -> None:
+    spec = write_spec(
+        """
+        import sys
+        print("\\x1b]0;title\\x07 \\x9b31m", flush=True)
+        open("/opt/ml/output/failure", "w").write("\\x1b[2J gone")
+        sys.exit(1)
+        """,
+        engine="sandbox",
+        container_entry_point=["python3", "/opt/ml/code/train.py"],
+    )
+    done = cli("run", spec)
+    assert "#033]0;title#007 #23331m" in done.stdout
+    assert "#033[2J gone" in done.stdout
+    assert not set("\x1b\x07\x9b") & set(done.stdout)
+
+
+def test_a_script_that_closes_its_streams(run: Submit, engine_name: str) -> None:
+    job = run(
+        """
+        import os, time
+        print("said", flush=True)
+        os.close(1), os.close(2)
+        time.sleep(1)
+        open("/opt/ml/model/late", "w").close()
+        """,
+        engine=engine_name,
+    )
+    assert job.record.status == "Completed", job.record.failure_reason
+    assert b"said" in job.log()
+    assert job.archive() == {"late": b""}
+
+
 FILL = "x = []\nwhile True: x.append(bytearray(10 << 20))"
 
 
@@ -891,6 +1063,30 @@ def test_what_a_script_locked_is_packed_and_removed(ordinary: Ordinary, project:
     collected = ordinary("gc", "--all")
     assert collected.returncode == 0, collected
     assert list((project.parent / "home/jobs").iterdir()) == []
+
+
+def test_a_home_that_is_partly_locked(ordinary: Ordinary, project: Path) -> None:
+    assert ordinary("run", project / "job.toml", "--job-name", "first").returncode == COMPLETED
+    place = project.parent / "home"
+    for locked, words in {
+        "": ["run", project / "job.toml"],
+        "jobs": ["run", project / "job.toml"],
+        "harness.db": ["run", project / "job.toml"],
+        "jobs/first": ["logs", "first"],
+        "jobs/first/logs/1": ["logs", "-f", "first"],
+    }.items():
+        path = place / locked
+        mode = path.stat().st_mode
+        path.chmod(0o555 if locked in ("", "jobs") else 0o444)
+        try:
+            done = ordinary(*words)
+        finally:
+            path.chmod(mode)
+        assert done.returncode == MACHINE_CANNOT, (locked, done)
+        assert str(place) in sentence(done.stderr)
+    assert ordinary("logs", "first").returncode == 0
+    jobs = json.loads(ordinary("jobs", "--json").stdout)["TrainingJobSummaries"]
+    assert [job["TrainingJobName"] for job in jobs] == ["first"]
 
 
 def test_docker_without_permission(ordinary: Ordinary, project: Path) -> None:
