@@ -32,6 +32,18 @@ def supervisor(job: Job) -> int:
     return int((job.home.job(job.name) / "supervisor.lock").read_text())
 
 
+def to_containers(job: Job, *verb: str) -> None:
+    """Run a docker command on the running containers of the job, behind the harness's back."""
+    ids = subprocess.run(
+        ["docker", "ps", "-q", "--filter", f"label=harness.job={job.name}"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    assert ids
+    subprocess.run(["docker", *verb, *ids], check=True, capture_output=True)
+
+
 def take_over(job: Job) -> list[str]:
     with Store(job.home) as store:
         return recover(job.home, store)
@@ -123,13 +135,7 @@ def test_docker_kill_of_a_host(submit: Submit) -> None:
     """As in the cloud: exit code 137, and it isn't told as an OOM kill."""
     job = submit(COUNTING.format(lines=600), engine="docker")
     job.until_log(b"line 5 ")
-    ids = subprocess.run(
-        ["docker", "ps", "-q", "--filter", f"label=harness.job={job.name}"],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.split()
-    subprocess.run(["docker", "kill", *ids], check=True, capture_output=True)
+    to_containers(job, "kill")
     record = job.wait()
     assert (record.status, record.failure_reason) == ("Failed", "AlgorithmError: , exit code: 137")
     assert_nothing_left(job, "docker")
@@ -139,13 +145,7 @@ def test_docker_kill_of_a_host(submit: Submit) -> None:
 def test_docker_rm_of_a_host(submit: Submit) -> None:
     job = submit(COUNTING.format(lines=600), engine="docker")
     job.until_log(b"line 5 ")
-    ids = subprocess.run(
-        ["docker", "ps", "-q", "--filter", f"label=harness.job={job.name}"],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.split()
-    subprocess.run(["docker", "rm", "-f", *ids], check=True, capture_output=True)
+    to_containers(job, "rm", "-f")
     record = job.wait()
     assert record.status == "Failed"
     assert "algo-1" in (record.failure_reason or "")
