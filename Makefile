@@ -22,15 +22,15 @@ data/digits: code/preprocessing.py | .venv/.example
 	@touch data/digits
 
 .venv/.example: pyproject.toml scripts/setup
-	scripts/setup example
+	scripts/setup example,debug,notebook
 	@touch $@
 
 .venv/.test: pyproject.toml scripts/setup | .venv/.example
-	scripts/setup example,test,sagemaker
+	scripts/setup example,test,sagemaker,debug,notebook
 	@touch $@
 
 .venv/.bench: pyproject.toml scripts/setup | .venv/.test
-	scripts/setup example,test,sagemaker,bench
+	scripts/setup example,test,sagemaker,debug,notebook,bench
 	@touch $@
 
 clean:

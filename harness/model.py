@@ -34,6 +34,20 @@ class Treatment(str, Enum):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DebugOptions:
+    """How the user's processes are to be debugged: what `harness debug` asks for."""
+
+    mode: Literal["debugpy", "pdb", "post-mortem"]
+    """post-mortem: only what is uncaught stops, in a terminal debugger."""
+    rank: int = 0
+    """The one process of the job that is debugged, by its global rank."""
+    wait: bool = False
+    """debugpy: the script's first line waits for a client."""
+    attach_timeout: float = 600.0
+    """Seconds that a process waits for its debugger before the job ends with a clear sentence."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class LocalOptions:
     """The `[local]` table: how this machine stands in for the cloud. Never part of the request."""
 
@@ -57,6 +71,14 @@ class LocalOptions:
     offline: bool = False
     """Never talk to real S3."""
     strict: bool = False
+    warm: bool = False
+    """Keep the hosts prepared for the next matching job, with the script's heavy modules imported."""
+    warm_idle: float = 900.0
+    """Seconds after which a warm host that nobody used goes away."""
+    preload: tuple[str, ...] | None = None
+    """Modules that a warm host imports beforehand; None: those that the script imports."""
+    debug: DebugOptions | None = None
+    """Set by `harness debug`, never in a file."""
 
 
 @dataclass(frozen=True, kw_only=True)

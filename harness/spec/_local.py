@@ -12,10 +12,11 @@ from harness.model import ENGINES, LocalOptions
 from harness.spec._draft import Words
 from harness.spec._table import kind, unknown
 
-_FIELDS = tuple(f.name for f in dataclasses.fields(LocalOptions))
+_FIELDS = tuple(f.name for f in dataclasses.fields(LocalOptions) if f.name != "debug")
 _SIZE = re.compile(r"\d+(\.\d+)?[kmgt]?i?b?", re.IGNORECASE)
-_SWITCHES = ("offline", "strict")
-_SECONDS = ("stop_grace", "checkpoint_interval")
+_SWITCHES = ("offline", "strict", "warm")
+_SECONDS = ("stop_grace", "checkpoint_interval", "warm_idle")
+_MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 _TABLES = ("images", "file_systems")
 
 
@@ -68,6 +69,12 @@ def _checked(words: Words, key: str, value: Any) -> Any:
     elif key in _SWITCHES:
         if not isinstance(value, bool):
             raise wrong("true or false")
+    elif key == "preload":
+        if not isinstance(value, (list, tuple)) or not all(
+            isinstance(each, str) and _MODULE.fullmatch(each) for each in value
+        ):
+            raise wrong('a list of module names such as ["torch", "torchvision.models"]')
+        return tuple(value)
     elif not isinstance(value, str):
         raise wrong("a string")
     return value

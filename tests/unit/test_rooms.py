@@ -30,6 +30,8 @@ ROOMS = (
     "outputs",
     "lifecycle",
     "targets",
+    "debugging",
+    "notebook",
     "cli",
 )
 PACKAGE = Path(__file__).parents[2] / "harness"
