@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from harness.cli import _terminal
-from harness.cli._follow import End, Event, Line, Metrics, Phase, Tick
+from harness.targets.follow import End, Event, Line, Metrics, Phase, Tick
 
 if TYPE_CHECKING:
     from harness.model import Plan, Transition

@@ -17,9 +17,9 @@ from harness.cli import _terminal
 from harness.cli._options import job_argument, json_option, open_store
 
 if TYPE_CHECKING:
-    from harness.cli._follow import Line
     from harness.home import Home
     from harness.store import JobRecord
+    from harness.targets.follow import Line
 
 __all__ = ["logs"]
 
@@ -47,12 +47,12 @@ def logs(
 
     With --json and -f, each event is a JSON document on a line of its own.
     """
-    from harness.cli import _follow
+    from harness.targets import follow as following
 
     with open_store() as store:
         record = store.job(job)
         home = store.home
-    names = _follow.host_names(record)
+    names = following.host_names(record)
     for host in hosts:
         if host not in names:
             raise errors.UsageError(f"{job} has no host {host!r}: its hosts are {', '.join(names)}")
@@ -61,7 +61,7 @@ def logs(
     if follow:
         if attempt is not None:
             raise errors.UsageError("--attempt shows one attempt, -f follows the job through all: choose one")
-        lines = _running(_follow.follow(home, job, hosts=wanted, tail=tail, metrics=False))
+        lines = _running(following.follow(home, job, hosts=wanted, tail=tail, metrics=False))
     else:
         lines = _stored(home, record, wanted, tail, attempt or record.attempt)
     if as_json:
@@ -71,7 +71,7 @@ def logs(
 
 
 def _running(events: Iterable[object]) -> Iterator[Line]:
-    from harness.cli._follow import Line
+    from harness.targets.follow import Line
 
     return (event for event in events if isinstance(event, Line))
 
@@ -79,7 +79,7 @@ def _running(events: Iterable[object]) -> Iterator[Line]:
 def _stored(
     home: Home, record: JobRecord, hosts: list[str], tail: int | None, attempt: int
 ) -> Iterator[Line]:
-    from harness.cli._follow import Line
+    from harness.targets.follow import Line
     from harness.telemetry import LogReader
 
     directory = home.logs(record.name, attempt)

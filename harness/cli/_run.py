@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from pathlib import Path
-from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -19,6 +17,7 @@ if TYPE_CHECKING:
     from harness.machine import Probe
     from harness.model import Plan, Spec
     from harness.store import JobRecord
+    from harness.targets.interrupts import Interrupts
 
 __all__ = ["run"]
 
@@ -46,9 +45,10 @@ def run(spec: Path, detach: bool, as_json: bool, **options: Any) -> int:
     """
     from harness.home import Home
     from harness.machine import Probe
+    from harness.targets.interrupts import Interrupts
 
     home = Home.find()
-    with _Interrupts() as interrupts:
+    with Interrupts() as interrupts:
         with Probe(home) as probe:
             loaded = load_spec(spec, **options)
             for warning in loaded.warnings:
@@ -68,40 +68,7 @@ def run(spec: Path, detach: bool, as_json: bool, **options: Any) -> int:
     return errors.INTERRUPTED if interrupts.count else _STATUS_CODES[ended.status]
 
 
-class _Interrupts:
-    """Lets Ctrl-C raise as usual until the job is about to go on record, and counts it from there on.
-
-    So nothing is on record that nobody stops: what is interrupted before leaves no job, and a job that is
-    interrupted is stopped, however many Ctrl-C come and however close together.
-    """
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.told = 0
-        """How many of them the job was told. One that comes after the kill leaves the command line."""
-        self._counting = False
-
-    def begin(self) -> None:
-        """From now on count."""
-        self._counting = True
-
-    def __enter__(self) -> _Interrupts:
-        self._before = signal.signal(signal.SIGINT, self._take)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        signal.signal(signal.SIGINT, self._before)
-
-    def _take(self, number: int, frame: FrameType | None) -> None:
-        del number, frame
-        if not self._counting or self.told > 1:
-            raise KeyboardInterrupt
-        self.count += 1
-
-
-def _submit(spec: Spec, home: Home, probe: Probe, interrupts: _Interrupts) -> tuple[Plan, JobRecord]:
+def _submit(spec: Spec, home: Home, probe: Probe, interrupts: Interrupts) -> tuple[Plan, JobRecord]:
     from harness.targets import local
 
     planned = local.make_plan(spec, home, probe=probe)
@@ -121,11 +88,11 @@ def _detached(record: JobRecord, *, as_json: bool) -> None:
 
 
 def _attend(
-    home: Home, name: str, planned: Plan, screen: _terminal.Screen, interrupts: _Interrupts
+    home: Home, name: str, planned: Plan, screen: _terminal.Screen, interrupts: Interrupts
 ) -> JobRecord:
     """Show the job until it ends, handing Ctrl-C on to it."""
     from harness.cli._display import Display
-    from harness.cli._follow import End, Tick, follow
+    from harness.targets.follow import End, Tick, follow
 
     display = Display(screen, name, planned)
     for event in follow(home, name):

@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 
 from harness import errors
-from harness.cli import _follow, _summary, _terminal, main
+from harness.cli import _summary, _terminal, main
 from harness.cli._display import Display
 from harness.home import Home
 from harness.lifecycle._owner import own
 from harness.model import FieldTreatment, HostPlan, MetricPoint, Plan, Spec, Treatment
 from harness.store import HostRecord, Progress, StopRequest, Store, from_json
+from harness.targets import follow as following
 from harness.telemetry import LogWriter
 
 
@@ -296,10 +297,10 @@ def test_gc(jobs: Jobs, capsys: pytest.CaptureFixture[str]) -> None:
 def test_follow_sees_everything_in_order(jobs: Jobs) -> None:
     """A supervisor's work seen from its first moment to its last."""
     jobs.create("job-1", hosts=2)
-    events: list[_follow.Event] = []
+    events: list[following.Event] = []
     with own(jobs.home, "job-1"):
         reader = threading.Thread(
-            target=lambda: events.extend(_follow.follow(jobs.home, "job-1", poll=0.001))
+            target=lambda: events.extend(following.follow(jobs.home, "job-1", poll=0.001))
         )
         reader.start()
         jobs.store.transition("job-1", "Downloading", "Downloading")
@@ -315,20 +316,22 @@ def test_follow_sees_everything_in_order(jobs: Jobs) -> None:
         jobs.say("job-1", "algo-1", "last words")
         jobs.end("job-1")
         reader.join()
-    phases = [event.transition.status for event in events if isinstance(event, _follow.Phase)]
+    phases = [event.transition.status for event in events if isinstance(event, following.Phase)]
     assert phases == ["Starting", "Downloading", "Training", "Uploading", "Completed"]
-    lines = [event for event in events if isinstance(event, _follow.Line)]
+    lines = [event for event in events if isinstance(event, following.Line)]
     for host, parity in (("algo-1", 0), ("algo-2", 1)):
         messages = [line.event.message for line in lines if line.host == host]
         assert messages[:50] == [str(number) for number in range(parity, 100, 2)]
     assert [line.event.message for line in lines if line.host == "algo-1"][50:] == ["last words"]
-    values = [point.value for event in events if isinstance(event, _follow.Metrics) for point in event.points]
+    values = [
+        point.value for event in events if isinstance(event, following.Metrics) for point in event.points
+    ]
     assert values == list(range(0, 100, 10))
-    assert any(isinstance(event, _follow.Tick) and event.progress for event in events)
-    kinds = [type(event).__name__ for event in events if not isinstance(event, _follow.Tick)]
+    assert any(isinstance(event, following.Tick) and event.progress for event in events)
+    kinds = [type(event).__name__ for event in events if not isinstance(event, following.Tick)]
     assert kinds.index("Line") > [i for i, kind in enumerate(kinds) if kind == "Phase"][2]
     assert kinds[-1] == "End"
-    assert isinstance(events[-1], _follow.End)
+    assert isinstance(events[-1], following.End)
     assert events[-1].record.status == "Completed"
 
 
@@ -336,12 +339,12 @@ def test_follow_goes_through_attempts(jobs: Jobs) -> None:
     jobs.create("job-1")
     jobs.train("job-1", algo_1="first\npart")
     with own(jobs.home, "job-1"):
-        events = _follow.follow(jobs.home, "job-1", poll=0.001)
+        events = following.follow(jobs.home, "job-1", poll=0.001)
         seen = []
         for event in events:
-            if isinstance(event, _follow.Line):
+            if isinstance(event, following.Line):
                 seen.append(event.event.message)
-            if isinstance(event, _follow.Tick) and event.record.attempt == 1:
+            if isinstance(event, following.Tick) and event.record.attempt == 1:
                 jobs.store.transition("job-1", "Starting", "again", attempt=2)
                 jobs.train("job-1", algo_1="second\n")
                 jobs.end("job-1")
@@ -354,10 +357,10 @@ def test_follow_skips_no_attempt(jobs: Jobs) -> None:
     jobs.train("job-1", algo_1="first\n")
     with own(jobs.home, "job-1"):
         seen = []
-        for event in _follow.follow(jobs.home, "job-1", poll=0.001):
-            if isinstance(event, _follow.Line):
+        for event in following.follow(jobs.home, "job-1", poll=0.001):
+            if isinstance(event, following.Line):
                 seen.append(event.event.message)
-            if isinstance(event, _follow.Tick) and event.record.attempt == 1:
+            if isinstance(event, following.Tick) and event.record.attempt == 1:
                 for attempt, text in ((2, "second"), (3, "third")):
                     jobs.store.transition("job-1", "Starting", "again", attempt=attempt)
                     jobs.train("job-1", algo_1=text)
@@ -370,16 +373,18 @@ def test_follow_shows_the_last_words_however_a_job_ends(jobs: Jobs, secondary: s
     jobs.create("job-1")
     jobs.train("job-1", algo_1="no newline")
     jobs.store.transition("job-1", secondary, "over", status="Stopped")
-    events = list(_follow.follow(jobs.home, "job-1"))
-    assert [event.event.message for event in events if isinstance(event, _follow.Line)] == ["no newline"]
+    events = list(following.follow(jobs.home, "job-1"))
+    assert [event.event.message for event in events if isinstance(event, following.Line)] == ["no newline"]
 
 
 def test_follow_of_a_long_log_keeps_the_order(jobs: Jobs) -> None:
     jobs.done("job-1", algo_1="".join(f"{number}\n" for number in range(30_000)))
-    events = [event for event in _follow.follow(jobs.home, "job-1") if not isinstance(event, _follow.Tick)]
-    lines = [event.event.message for event in events if isinstance(event, _follow.Line)]
+    events = [
+        event for event in following.follow(jobs.home, "job-1") if not isinstance(event, following.Tick)
+    ]
+    lines = [event.event.message for event in events if isinstance(event, following.Line)]
     assert lines == [str(number) for number in range(30_000)]
-    phases = [event.transition.status if isinstance(event, _follow.Phase) else "" for event in events]
+    phases = [event.transition.status if isinstance(event, following.Phase) else "" for event in events]
     assert phases.index("Training") < 5
     assert phases.index("Uploading") > 30_000
 
@@ -397,7 +402,7 @@ def shown(jobs: Jobs, name: str, stream: io.StringIO) -> str:
     screen = _terminal.Screen(stream)
     record = jobs.store.job(name)
     display = Display(screen, name, from_json(Plan, record.plan))
-    for event in _follow.follow(jobs.home, name):
+    for event in following.follow(jobs.home, name):
         display.show(event)
     screen.write("", *_summary.lines(jobs.home, jobs.store.job(name), screen, spec=Path("job.toml")))
     return stream.getvalue()
@@ -448,15 +453,15 @@ def test_what_run_shows_on_a_terminal(jobs: Jobs, monkeypatch: pytest.MonkeyPatc
     screen = _terminal.Screen(stream)
     display = Display(screen, "job-1", plan_of(1))
     with own(jobs.home, "job-1"):
-        for event in _follow.follow(jobs.home, "job-1"):
+        for event in following.follow(jobs.home, "job-1"):
             display.show(event)
-            if isinstance(event, _follow.Tick) and event.record.secondary_status == "Downloading":
+            if isinstance(event, following.Tick) and event.record.secondary_status == "Downloading":
                 assert "staging channel training ██████░░░░░░░░░░░░░░░░░░ 25 %" in stream.getvalue()
                 jobs.train("job-1", algo_1="line\n")
                 jobs.store.add_metrics(
                     "job-1", [MetricPoint(name="Loss", value=0.25, timestamp_ms=1, host="algo-1")]
                 )
-            elif isinstance(event, _follow.Tick):
+            elif isinstance(event, following.Tick):
                 assert "Loss 0.25" in stream.getvalue().splitlines()[-1]
                 jobs.end("job-1")
     assert stream.getvalue().endswith("\r\x1b[K")
