@@ -7,7 +7,7 @@ A spec is `job.toml` in the words of the SageMaker SDK's estimator, the same wor
 from __future__ import annotations
 
 from harness.spec._check import check
-from harness.spec._load import load, parse_set
+from harness.spec._load import compile_table, load, parse_set, read
 from harness.spec._training import TrainingSpec
 
-__all__ = ["TrainingSpec", "check", "load", "parse_set"]
+__all__ = ["TrainingSpec", "check", "compile_table", "load", "parse_set", "read"]

@@ -129,6 +129,11 @@ def compile_request(
     )
 
 
+def is_word(word: str) -> bool:
+    """Whether the top of a spec knows that word, in the SDK's spelling or AWS's."""
+    return word in WORDS or word in _SPECIAL or word in ("TrainingJobName", "RoleArn") or word in _members()
+
+
 def _members() -> tuple[str, ...]:
     """Top-level members of the request that a spec may give in AWS's spelling."""
     return tuple(n for n in awsapi.nodes() if "." not in n and n not in ("TrainingJobName", "RoleArn"))

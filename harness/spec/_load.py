@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import sys
 from collections.abc import Mapping
 from datetime import date, datetime, time
@@ -12,7 +13,7 @@ from typing import Any, Final
 
 from harness.errors import SpecError
 from harness.model import Spec
-from harness.spec._compile import compile_request, compile_words
+from harness.spec._compile import compile_request, compile_words, is_word
 from harness.spec._draft import Words
 
 if sys.version_info >= (3, 11):
@@ -23,6 +24,7 @@ else:
 _NOTHING: Mapping[str, Any] = {}
 _DEEPEST: Final = 40
 _MOST: Final = 100_000
+_PLAIN_KEY: Final = re.compile(r"[A-Za-z0-9_-]+")
 
 
 def load(
@@ -38,7 +40,8 @@ def load(
     Args:
         path: `.toml` in the SDK's words; `.json`, `.yaml` or `.yml` with a raw request.
         overrides: dotted word → value, over what the file says (`hyperparameters.lr` → 0.1; in a raw
-            request `ResourceConfig.InstanceType`).
+            request `ResourceConfig.InstanceType`). A word that is none of the spec's, but the name of a
+            hyperparameter that the file has, stands for that hyperparameter.
         local: `[local]` keys from the command line, over the file's; None counts as not given.
         job_name: the exact job name.
         now: the moment in a generated job name.
@@ -48,19 +51,75 @@ def load(
         ValidationError: the request breaks AWS's model or rules, in AWS's words.
     """
     file = Path(path)
-    given = copy.deepcopy(_read(file))
+    return compile_table(
+        read(file),
+        origin=str(file),
+        base=file.absolute().parent,
+        raw=file.suffix != ".toml",
+        overrides=overrides,
+        local=local,
+        job_name=job_name,
+        now=now,
+    )
+
+
+def read(path: Path | str) -> dict[str, Any]:
+    """The words of a spec file as they stand there, unchecked.
+
+    Raises:
+        SpecError: the file can't be read, or is no table.
+    """
+    given = _read(Path(path))
     if not isinstance(given, dict):
-        raise SpecError(f"{file}: a spec must be a table of words at its top")
-    for dotted, value in overrides.items():
+        raise SpecError(f"{path}: a spec must be a table of words at its top")
+    return given
+
+
+def compile_table(
+    table: Mapping[str, Any],
+    *,
+    origin: str,
+    base: Path,
+    raw: bool = False,
+    overrides: Mapping[str, Any] = _NOTHING,
+    local: Mapping[str, Any] = _NOTHING,
+    job_name: str | None = None,
+    now: datetime | None = None,
+) -> Spec:
+    """Compile a table that may have come from anywhere; `load` is `read` and this.
+
+    Args:
+        table: the words of a `job.toml`, or with `raw` a CreateTrainingJob request.
+        origin: where it came from, for messages and provenance.
+        base: what relative paths are relative to.
+
+    Raises:
+        SpecError, ValidationError: as `load`.
+    """
+    given = copy.deepcopy(dict(table))
+    named = {_spelled_out(given, dotted, raw=raw): (dotted, value) for dotted, value in overrides.items()}
+    for dotted, (_, value) in named.items():
         _override(given, dotted, value)
     words = Words(
         given=given,
-        origin=str(file),
-        base=file.absolute().parent,
-        overridden={dotted: f"--set {dotted}" for dotted in overrides},
+        origin=origin,
+        base=base,
+        overridden={dotted: f"--set {asked}" for dotted, (asked, _) in named.items()},
     )
-    compile_ = compile_words if file.suffix == ".toml" else compile_request
+    compile_ = compile_request if raw else compile_words
     return compile_(words, local=local, job_name=job_name, now=now)
+
+
+def _spelled_out(given: Mapping[str, Any], word: str, *, raw: bool) -> str:
+    """`epochs` → `hyperparameters.epochs`, where the spec has no such word and has that hyperparameter.
+
+    Only one that is there: a misspelt word of the spec must not become a new hyperparameter.
+    """
+    table = "HyperParameters" if raw else "hyperparameters"
+    known = given.get(table)
+    if not isinstance(known, Mapping) or word not in known or is_word(word):
+        return word
+    return f"{table}.{word}" if _PLAIN_KEY.fullmatch(word) else f"{table}.{json.dumps(word)}"
 
 
 def parse_set(text: str) -> tuple[str, Any]:

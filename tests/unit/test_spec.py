@@ -612,6 +612,17 @@ def test_what_is_no_assignment() -> None:
         parse_set("instance_type")
 
 
+def test_a_hyperparameters_bare_name_stands_for_it(project: Path) -> None:
+    """Only one that the file has: a misspelt word of the spec must not become a hyperparameter."""
+    more = 'hyperparameters = {lr = 0.1, "a.b" = 1, role = 1}'
+    spec = compiled(project, more, overrides={"lr": 0.5, "a.b": 2, "max_run": 60})
+    assert (spec.request["HyperParameters"]["lr"], spec.request["HyperParameters"]["a.b"]) == ("0.5", "2")
+    assert spec.request["StoppingCondition"]["MaxRuntimeInSeconds"] == 60
+    assert spec.provenance["HyperParameters.lr"] == "--set lr"
+    assert "unknown key 'momentum'" in refused(project, more, overrides={"momentum": 0.9})
+    assert "role 'x'" in refused(project, more, overrides={"role": "x"})
+
+
 def test_overrides_win_and_are_told(project: Path) -> None:
     more = "hyperparameters = {lr = 1, batch = 2}"
     spec = compiled(
