@@ -1,4 +1,4 @@
-"""What the life cycle needs of an engine: five methods, and five of a host.
+"""What the life cycle needs of an engine: five methods, and six of a host.
 
 Every method may raise `errors.EngineError`. `close` is idempotent and is called after every job, also
 by the supervisor that finds a dead one's job: what it removes is found by the job's name (labels,
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator, Mapping
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from harness.errors import EngineError
 from harness.model import ExitStatus, HostLaunch, Usage
@@ -26,6 +26,15 @@ class Host(Protocol):
     @property
     def notes(self) -> tuple[str, ...]:
         """What this machine couldn't give the host, one sentence each."""
+        ...
+
+    @property
+    def entry(self) -> Mapping[str, Any]:
+        """How another process of this user finds the host, to run a command in it (`engines.enter`).
+
+        Ready for JSON; `engine` names the engine, the rest is that engine's own. It stays what it is
+        after the host has ended: who enters sees whether the host still runs, and whether it is the same.
+        """
         ...
 
     def output(self, skip: int = 0) -> Iterator[bytes]:

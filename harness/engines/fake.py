@@ -19,7 +19,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
 
 from harness.errors import EngineError
 from harness.home import Home
@@ -111,6 +111,10 @@ class FakeHost:
     @property
     def notes(self) -> tuple[str, ...]:
         return ()
+
+    @property
+    def entry(self) -> Mapping[str, Any]:
+        return {"engine": "fake", "host": self.name}
 
     def play(self) -> None:
         """Start the script."""

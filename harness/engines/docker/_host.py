@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -86,6 +86,11 @@ class DockerHost:
     @property
     def notes(self) -> tuple[str, ...]:
         return ()
+
+    @property
+    def entry(self) -> Mapping[str, Any]:
+        """See `Host.entry`: the container's id, which is never given to another."""
+        return {"engine": "docker", "container": self._container}
 
     @property
     def container(self) -> str:

@@ -10,7 +10,7 @@ import subprocess
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import IO, Any, Final
 
 from harness.engines.sandbox import _usage
@@ -70,6 +70,13 @@ class SandboxHost:
         self._position = 0
         self._pid = int(report["pid"])
         self._exec_error: dict[str, Any] | None = report["exec"]
+        self._entry = {
+            "engine": "sandbox",
+            "pid": self._pid,
+            "started": _usage.start_time(self._pid),
+            "boot": _usage.boot(),
+            "cgroup_procs": None if group is None else str(group.processes),
+        }
         self._group = group
         self._remove = remove
         self._memory_limit = memory_limit
@@ -99,6 +106,11 @@ class SandboxHost:
     @property
     def name(self) -> str:
         return self._name
+
+    @property
+    def entry(self) -> Mapping[str, Any]:
+        """See `Host.entry`: process 1, and when it started, or another could be taken for it later."""
+        return dict(self._entry)
 
     @property
     def pid(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-__all__ = ["processes", "totals"]
+__all__ = ["boot", "processes", "start_time", "totals"]
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -36,6 +36,22 @@ def processes(first: int) -> dict[int, list[bytes]]:
             found[pid] = told[pid]
             waiting += children.get(pid, [])
     return found
+
+
+def start_time(pid: int) -> int | None:
+    """When that process started, in clock ticks since the machine did; None when there is none.
+
+    With the number it names a process for good, as long as the machine isn't started anew.
+    """
+    try:
+        return int((_PROC / str(pid) / "stat").read_bytes().rpartition(b")")[2].split()[19])
+    except OSError:
+        return None
+
+
+def boot() -> str:
+    """Names the time since this machine was started."""
+    return (_PROC / "sys/kernel/random/boot_id").read_text().strip()
 
 
 def totals(found: dict[int, list[bytes]]) -> tuple[float, int]:
