@@ -35,6 +35,7 @@ from harness.home import VARIABLE, Home
 from harness.lifecycle._artifacts import Artifacts
 from harness.lifecycle._capacity import try_claim
 from harness.lifecycle._clean import LEFT, clean
+from harness.lifecycle._entries import record_entries
 from harness.lifecycle._owner import LOG, own, recover
 from harness.lifecycle._prepare import Preparation, Prepared
 from harness.lifecycle._watch import StopCause, Verdict, Watch
@@ -251,6 +252,10 @@ class Supervisor:
         prepared, hosts = self._hosts(engine)
         if not hosts:
             return prepared, Verdict(ended={}, cause=self._stop_cause(), killed=True)
+        try:
+            record_entries(self.directory, hosts.values(), prepared.launches)
+        except OSError as error:
+            self.note(f"`harness shell` can't find the hosts of this job ({error})")
         for host in hosts.values():
             for note in host.notes:
                 self.note(note)
