@@ -7,10 +7,11 @@ class of our own for each of its 146 nodes would only be a second place to be wr
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
+
+from harness._values import dataclass, field
 
 JsonObject = dict[str, Any]
 

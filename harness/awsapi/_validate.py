@@ -11,10 +11,10 @@ from __future__ import annotations
 import datetime
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from harness._values import dataclass
 from harness.awsapi._model import Shape, Shapes, load
 from harness.errors import ValidationError
 from harness.model import JsonObject

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness._values import dataclass
 from harness.channels._items import Item, read_tree
 from harness.channels._remote import RemoteObject, RemoteS3, open_remote
 from harness.errors import ClientError

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from harness._values import dataclass
 from harness.channels._remote import RemoteObject
 from harness.errors import ClientError
 

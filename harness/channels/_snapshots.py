@@ -14,10 +14,10 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from harness._values import dataclass
 from harness.channels._items import Item
 from harness.channels._remote import RemoteObject, RemoteS3
 from harness.errors import ClientError

@@ -7,10 +7,10 @@ import shutil
 import stat
 import tarfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from harness._values import dataclass
 from harness.channels._remote import RemoteS3
 from harness.errors import ClientError, DiskError, SpecError
 from harness.model import Upload

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, Literal
 
+from harness._values import dataclass
 from harness.channels._data import Data, Finder
 from harness.channels._filesystems import find_file_system
 from harness.channels._items import Item

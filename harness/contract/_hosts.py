@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import random
-from dataclasses import dataclass
 from typing import Final
 
+from harness._values import dataclass
 from harness.model import JsonObject
 
 __all__ = ["HostView", "InstanceGroup", "ec2_hostname", "groups", "host_names", "host_view"]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Final
 
+from harness._values import dataclass
 from harness.contract._config import TENSORBOARD, TENSORS, config_files, encode
 from harness.contract._environment import metrics_directory
 from harness.contract._hosts import HostView

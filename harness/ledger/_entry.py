@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
+from harness._values import dataclass
 from harness.model import JsonObject, Treatment, Upload
 
 __all__ = ["Case", "Entry", "Given", "Verdict", "cloud_only", "emulated", "honoured", "mapped", "when"]

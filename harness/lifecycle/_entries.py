@@ -10,10 +10,10 @@ import contextlib
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from harness._values import dataclass
 from harness.engines import Host
 from harness.home import Home
 from harness.model import HostLaunch

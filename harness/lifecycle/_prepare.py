@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Final
 
 from harness import contract
+from harness._values import dataclass
 from harness.channels import StagedChannel, extract_source, open_remote, stage
 from harness.engines import remove_tree
 from harness.engines.images import standins_path

@@ -16,11 +16,11 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from harness import contract
+from harness._values import dataclass
 from harness.engines import Engine, Host, open_engine
 from harness.errors import (
     ClientError,

@@ -6,9 +6,9 @@ import importlib.util
 import platform
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Literal
 
+from harness._values import dataclass
 from harness.errors import HarnessError
 from harness.machine._machine import Machine
 

@@ -13,10 +13,10 @@ import os
 import re
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from harness._values import dataclass, field
 from harness.errors import EngineError
 
 __all__ = ["OLDEST", "Docker", "Image", "Question", "address", "probe"]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass, field
 from pathlib import Path
 
+from harness._values import dataclass, field
 from harness.errors import DiskError
 from harness.home import Home
 from harness.machine import _daemon, _gpus, _limits, _namespaces, _python

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from harness._values import dataclass
 
 __all__ = ["Sandbox", "Trial", "explain", "sandbox"]
 

@@ -9,10 +9,10 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from harness._values import dataclass
 from harness.errors import EngineError
 
 __all__ = ["OLDEST", "Python", "inspect"]

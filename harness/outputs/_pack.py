@@ -6,10 +6,10 @@ import os
 import stat
 import tarfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from harness._values import dataclass
 from harness.errors import ClientError
 from harness.objects import Progress, copy_data, open_archive, open_beneath, out_of_space, replacing
 from harness.outputs._merge import Entry, Merged, merge

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final
 
 from harness import ledger
+from harness._values import dataclass
 from harness.errors import EngineError, MachineError, UsageError
 from harness.machine import Machine
 from harness.model import ENGINES, EngineName, JsonObject, Spec

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
+from harness._values import dataclass
 from harness.instances import Instance, lookup
 from harness.model import JsonObject
 

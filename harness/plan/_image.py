@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Final
 
+from harness._values import dataclass
 from harness.machine import Image, Machine, Python
 from harness.model import Spec
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
+from harness._values import dataclass
 from harness.model import HostPlan, JsonObject
 from harness.plan._hosts import CloudHost
 

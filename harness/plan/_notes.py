@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
+from harness._values import dataclass
 from harness.instances import Instance
 from harness.machine import Machine, Python
 from harness.model import HostPlan, Spec

@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
+from harness._values import dataclass
 from harness.model import JsonObject, Upload
 from harness.spec._draft import Words
 from harness.spec._names import join

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
+from harness._values import dataclass
 from harness.model import Upload
 from harness.spec._draft import Words
 from harness.spec._names import join

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
 
+from harness._values import dataclass, field
 from harness.model import JsonObject, Transition
 
 TERMINAL = frozenset({"Completed", "Failed", "Stopped"})

@@ -11,10 +11,10 @@ import os
 import shlex
 import stat
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from harness._values import dataclass
 from harness.engines.docker._daemon import Daemon, status_of
 from harness.errors import EngineError
 

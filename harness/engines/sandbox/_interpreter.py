@@ -8,11 +8,11 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import harness
+from harness._values import dataclass
 from harness.engines.sandbox.inner import facts
 from harness.errors import EngineError
 

@@ -6,10 +6,10 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from harness._values import dataclass
 from harness.engines.sandbox import _devices, _environment
 from harness.engines.sandbox._interpreter import OWN_PLACES, Interpreter
 from harness.engines.sandbox._mode import Mode

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import dataclass
 from pathlib import Path
+
+from harness._values import dataclass
 
 __all__ = ["MemoryGroup", "machine_memory", "oom_kills", "remove_left"]
 
