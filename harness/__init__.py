@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from harness.cloud import sagemaker_session
     from harness.errors import (
         AlgorithmError,
         ClientError,
@@ -64,6 +65,7 @@ __all__ = [
     "ValidationError",
     "load",
     "run",
+    "sagemaker_session",
 ]
 
 _ELSEWHERE = {
@@ -74,6 +76,7 @@ _ELSEWHERE = {
     "Spec": "harness.model",
     "TrainingSpec": "harness.spec",
     "load": "harness.spec",
+    "sagemaker_session": "harness.cloud",
 }
 
 

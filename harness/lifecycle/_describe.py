@@ -43,6 +43,7 @@ def describe(record: JobRecord, metrics: list[MetricPoint]) -> JsonObject:
     becomes FinalMetricDataList (contract: I11).
     """
     request = record.request
+    members = describe_defaults(request)
     answer: JsonObject = {
         "TrainingJobName": record.name,
         "TrainingJobArn": record.arn,
@@ -60,7 +61,7 @@ def describe(record: JobRecord, metrics: list[MetricPoint]) -> JsonObject:
             for item in record.transitions
         ],
     }
-    answer |= {key: request[key] for key in _COPIED if key in request}
+    answer |= {key: members[key] for key in _COPIED if key in members}
     # The service's model requires it of every answer, so it names the place from the start, and also when
     # there will be nothing in it (contract: F3, F5).
     output = request["OutputDataConfig"]
@@ -83,4 +84,4 @@ def describe(record: JobRecord, metrics: list[MetricPoint]) -> JsonObject:
             {"MetricName": name, "Value": point.value, "Timestamp": point.timestamp_ms / 1000}
             for name, point in list(final.items())[:40]
         ]
-    return {**describe_defaults(request), **answer}
+    return {**members, **answer}

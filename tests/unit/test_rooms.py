@@ -30,6 +30,7 @@ ROOMS = (
     "outputs",
     "lifecycle",
     "targets",
+    "cloud",
     "debugging",
     "notebook",
     "cli",
