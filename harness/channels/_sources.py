@@ -8,13 +8,15 @@ import stat
 import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from harness._values import dataclass
-from harness.channels._remote import RemoteS3
 from harness.errors import ClientError, DiskError, SpecError
 from harness.model import Upload
 from harness.objects import ObjectStore, open_archive, out_of_space, parse_uri
+
+if TYPE_CHECKING:
+    from harness.channels._remote import RemoteS3
 
 __all__ = ["Extracted", "Materialised", "extract_source", "materialise_source"]
 

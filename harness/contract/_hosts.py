@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import random
 from typing import Final
 
 from harness._values import dataclass
@@ -60,6 +58,8 @@ def groups(request: JsonObject, seed: str | int) -> tuple[InstanceGroup, ...]:
         chosen = resources if "InstanceType" in resources else resources["InstancePreferences"][0]
         count = chosen.get("InstanceCount", resources.get("InstanceCount", 1))
         wanted = [(_HOMOGENEOUS, chosen["InstanceType"], int(count))]
+    import random  # with what it loads, five times what the rest of the room takes
+
     shuffler = random.Random(str(seed))
     found = []
     first = 1
@@ -90,6 +90,8 @@ def ec2_hostname(job: str, host: str, region: str = "us-east-1") -> str:
 
     Always the same for the same job and host, and different for all hosts of a job.
     """
+    import hashlib
+
     start = int.from_bytes(hashlib.sha256(job.encode()).digest()[:4], "big")
     # 254 × 254 addresses: neither of the last two numbers is 0 or 255.
     high, low = divmod((start + int(host.rpartition("-")[2])) % (254 * 254), 254)

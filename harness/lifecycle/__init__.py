@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
-from harness.lifecycle._clean import LEFT, clean_left
-from harness.lifecycle._describe import describe
-from harness.lifecycle._entries import HostEntry, host_entries
-from harness.lifecycle._owner import owned, recover, spawn
-from harness.lifecycle._supervisor import supervise
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from harness.lifecycle._clean import LEFT, clean_left
+    from harness.lifecycle._describe import describe
+    from harness.lifecycle._entries import HostEntry, host_entries
+    from harness.lifecycle._owner import owned, recover, spawn
+    from harness.lifecycle._supervisor import supervise
+else:
+    from harness._doors import closed
+
+    __getattr__ = closed(
+        __name__,
+        {
+            "_clean": ("LEFT", "clean_left"),
+            "_describe": ("describe",),
+            "_entries": ("HostEntry", "host_entries"),
+            "_owner": ("owned", "recover", "spawn"),
+            "_supervisor": ("supervise",),
+        },
+    )
 
 __all__ = [
     "LEFT",

@@ -103,7 +103,9 @@ def spawn(home: Home, name: str) -> bool:
         log = home.job(name) / LOG
         try:
             if threading.active_count() == 1 and not Store.any_open():
-                _fork(log, lock, lambda held: _supervise(home, name, held))
+                from harness.lifecycle._supervisor import supervise
+
+                _fork(log, lock, lambda held: supervise(home, name, held))
             else:
                 _start(
                     log, lock, [sys.executable, "-m", "harness.lifecycle", str(home.root), name, str(lock)]
@@ -133,12 +135,6 @@ def _check(status: int) -> None:
 
 
 _DETACH = "import os, sys\nif os.fork() == 0:\n    os.execv(sys.argv[1], sys.argv[1:])"
-
-
-def _supervise(home: Home, name: str, held: int) -> None:
-    from harness.lifecycle._supervisor import supervise
-
-    supervise(home, name, held)
 
 
 def _fork(log: Path, lock: int, work: Callable[[int], None]) -> None:

@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
-from harness.machine._checks import Check, checks
-from harness.machine._daemon import Docker, Image
-from harness.machine._machine import Machine, Probe
-from harness.machine._namespaces import Sandbox, sandbox
-from harness.machine._python import Python
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from harness.machine._checks import Check, checks
+    from harness.machine._daemon import Docker, Image
+    from harness.machine._machine import Machine, Probe
+    from harness.machine._namespaces import Sandbox, sandbox
+    from harness.machine._python import Python
+else:
+    from harness._doors import closed
+
+    __getattr__ = closed(
+        __name__,
+        {
+            "_checks": ("Check", "checks"),
+            "_daemon": ("Docker", "Image"),
+            "_machine": ("Machine", "Probe"),
+            "_namespaces": ("Sandbox", "sandbox"),
+            "_python": ("Python",),
+        },
+    )
 
 __all__ = ["Check", "Docker", "Image", "Machine", "Probe", "Python", "Sandbox", "checks", "sandbox"]
