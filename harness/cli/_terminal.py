@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import io
 import os
-import re
 import sys
-import time
 from typing import Any, Final, Literal, TextIO
 
 from harness.errors import DiskError
+from harness.quantities import ago, clock, duration, harmless, number, size
 
 __all__ = [
     "Screen",
@@ -160,15 +159,15 @@ def prepare_streams() -> None:
 
     A stream that our caller closed (`>&-`) becomes /dev/null, before a database gets its number.
     """
-    for number, name in enumerate(("stdin", "stdout", "stderr")):
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
         try:
-            os.fstat(number)
+            os.fstat(descriptor)
         except OSError:
-            # The lowest free number is this one: those before it are open by now.
-            os.open(os.devnull, os.O_WRONLY if number else os.O_RDONLY)
-            os.set_inheritable(number, True)
+            # The lowest free descriptor is this one: those before it are open by now.
+            os.open(os.devnull, os.O_WRONLY if descriptor else os.O_RDONLY)
+            os.set_inheritable(descriptor, True)
         if getattr(sys, name) is None:
-            setattr(sys, name, open(number, "w" if number else "r", encoding="utf-8"))  # noqa: PTH123, SIM115
+            setattr(sys, name, open(descriptor, "w" if descriptor else "r", encoding="utf-8"))  # noqa: PTH123, SIM115
     if type(sys.stdout) is io.TextIOWrapper:
         buffered = sys.stdout.line_buffering
         sys.stdout = _Stdout(sys.stdout.detach(), encoding=sys.stdout.encoding, line_buffering=buffered)
@@ -183,12 +182,6 @@ def _can_encode(stream: TextIO, text: str) -> bool:
     except (UnicodeEncodeError, LookupError):
         return False
     return True
-
-
-def harmless(text: str) -> str:
-    """`text` with its control characters as the log shows them (contract: I4): a script's words and file
-    names must not move the cursor, change colours or set the window's title."""
-    return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda found: f"#{ord(found[0]):03o}", text)
 
 
 def silence_stdout() -> None:
@@ -218,49 +211,6 @@ def json_time(seconds: float | None) -> str | None:
     from datetime import datetime, timezone
 
     return datetime.fromtimestamp(seconds, timezone.utc).astimezone().isoformat()
-
-
-def clock(seconds: float) -> str:
-    """Epoch seconds as local date and time."""
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
-
-
-def ago(seconds: float) -> str:
-    """How long ago that was, roughly."""
-    passed = max(0.0, time.time() - seconds)
-    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
-        if passed >= length:
-            return f"{passed / length:.0f} {unit} ago"
-    return f"{passed:.0f} s ago"
-
-
-def duration(seconds: float) -> str:
-    """`0.3 s`, `42 s`, `3:07 min`, `5:02:11 h`."""
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
-    if minutes < 60:
-        return f"{minutes}:{rest:02d} min"
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d} h"
-
-
-def size(count: float) -> str:
-    """Bytes in decimal units: `970 B`, `43.1 MB`."""
-    if count < 1000:
-        return f"{count:.0f} B"
-    for unit in ("kB", "MB", "GB"):
-        count /= 1000
-        if count < 999.95:
-            return f"{count:.1f} {unit}"
-    return f"{count / 1000:.1f} TB"
-
-
-def number(value: float) -> str:
-    """A metric's value, six digits of it."""
-    return f"{value:.6g}"
 
 
 def mask(environment: dict[str, str]) -> dict[str, str]:

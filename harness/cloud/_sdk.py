@@ -62,9 +62,10 @@ def sagemaker_session(
 
 def _config() -> dict[str, Any]:
     """The user's defaults for the SDK, without its telemetry."""
-    from sagemaker.config import load_sagemaker_config
+    from importlib import import_module
 
-    config: dict[str, Any] = load_sagemaker_config() or {}
+    sdk: Any = import_module("sagemaker.config")
+    config: dict[str, Any] = sdk.load_sagemaker_config() or {}
     config.setdefault("SchemaVersion", "1.0")
     modules = config.setdefault("SageMaker", {}).setdefault("PythonSDK", {}).setdefault("Modules", {})
     modules["TelemetryOptOut"] = True

@@ -14,6 +14,7 @@ import pytest
 ROOMS = (
     "errors",
     "model",
+    "quantities",
     "home",
     "awsapi",
     "instances",
