@@ -21,6 +21,7 @@ _BROKEN_PIPE: Final = 128 + 13
 
 COMMANDS: Final = {
     "run": ("harness.cli._run", "Run a training job on this machine."),
+    "watch": ("harness.cli._watch", "Run a job, and again whenever its code or spec changes."),
     "plan": ("harness.cli._plan", "Say how this machine would run a job, field by field."),
     "jobs": ("harness.cli._jobs", "List jobs, newest first."),
     "describe": ("harness.cli._jobs", "Show a job in DescribeTrainingJob's shape."),

@@ -15,10 +15,10 @@ from types import TracebackType
 from typing import Final
 
 from harness.debugging._watch_tree import FileChange, Scope
-from harness.errors import MachineError
+from harness.errors import MachineError, SpecError
 from harness.model import JsonObject, Spec
 
-__all__ = ["Change", "Watcher", "scope_of"]
+__all__ = ["Change", "Watcher", "scope_of", "scope_of_file"]
 
 _PATIENCE: Final = 60.0
 """Seconds for a first look: tens of thousands of files on a network take a while."""
@@ -74,6 +74,27 @@ def scope_of(file: Path, spec: Spec | None = None) -> Scope:
             elif not path.is_dir():
                 files.append(str(path.absolute()))
     return Scope(trees=tuple(dict.fromkeys(trees)), files=tuple(dict.fromkeys(files)))
+
+
+def scope_of_file(file: Path) -> Scope:
+    """The same of a spec that doesn't compile, as far as its words can be told: what it lacks may still come."""
+    scope = scope_of(file)
+    base = file.absolute().parent
+    words = _words(file)
+    trees = [str(base / text) for text in (words.get("source_dir"),) if isinstance(text, str)]
+    script = words.get("entry_point")
+    files = [str(base / script)] if isinstance(script, str) and not trees else []
+    return Scope(trees=tuple(trees), files=(*scope.files, *files))
+
+
+def _words(file: Path) -> JsonObject:
+    """The top level of a job.toml; nothing of a request, which names no local files."""
+    from harness.spec import read
+
+    try:
+        return read(file) if file.suffix == ".toml" else {}
+    except SpecError:
+        return {}
 
 
 class Watcher:

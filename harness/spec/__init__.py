@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from harness.spec._check import check
 from harness.spec._load import compile_table, load, parse_set, read
+from harness.spec._names import timestamped
 from harness.spec._training import TrainingSpec
 
-__all__ = ["TrainingSpec", "check", "compile_table", "load", "parse_set", "read"]
+__all__ = ["TrainingSpec", "check", "compile_table", "load", "parse_set", "read", "timestamped"]

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,7 +20,7 @@ from harness.store import JobRecord, StopRequest, Store
 if TYPE_CHECKING:
     from harness.machine import Probe
 
-__all__ = ["check_strict", "collect", "describe", "make_plan", "run", "stop", "submit", "wait"]
+__all__ = ["check_strict", "collect", "describe", "forget", "make_plan", "run", "stop", "submit", "wait"]
 
 _POLL: Final = 0.03
 
@@ -190,24 +190,49 @@ def collect(
         horizon = time.time() - (0 if everything else older_than)
         unclean = store.claims(LEFT)
         for record in store.jobs(limit=None, newest_first=False):
-            directory = home.job(record.name)
             if not record.ended_for_good or (record.ended or record.created) > horizon:
                 continue
-            if record.name in unclean:
-                continue  # without its record nobody would know what to look for
-            if directory.exists():
-                if owned(home, record.name):
-                    continue
-                freed += _size(directory)
-            removed.append(record.name)
-            if not dry_run:
-                _remove(directory)
-                store.delete_job(record.name)
+            size = _forget(store, record.name, unclean, dry_run=dry_run)
+            if size is not None:
+                freed += size
+                removed.append(record.name)
         keep = [path for name in store.unfinished() for path in used(home.job(name))]
     cache = collect_cache(home.cache, keep=keep, dry_run=dry_run)
     if not dry_run:
         ObjectStore(home.s3).sweep()
     return {"jobs": removed, "job_bytes": freed, "cache_bytes": cache, "problems": problems}
+
+
+def forget(names: Sequence[str], *, statuses: Collection[str], home: Home | None = None) -> list[str]:
+    """Remove record and directory of those of these jobs that ended with such a status; their names.
+
+    As `collect` does it: artifacts in the object store stay. Raises DiskError when a directory can't be removed.
+    """
+    removed: list[str] = []
+    if not names:
+        return removed
+    with Store(home or Home.find()) as store:
+        unclean = store.claims(LEFT)
+        for name in names:
+            with contextlib.suppress(UsageError):  # somebody else removed it
+                if store.summary(name).status in statuses and _forget(store, name, unclean) is not None:
+                    removed.append(name)
+    return removed
+
+
+def _forget(store: Store, name: str, unclean: Collection[str], *, dry_run: bool = False) -> int | None:
+    """Remove a job that has ended; bytes that were freed, or None when it has to stay.
+
+    `unclean`: jobs that left something behind; without the record nobody would know what to look for.
+    """
+    directory = store.home.job(name)
+    if name in unclean or (directory.exists() and owned(store.home, name)):
+        return None
+    size = _size(directory)
+    if not dry_run:
+        _remove(directory)
+        store.delete_job(name)
+    return size
 
 
 def _remove(directory: Path) -> None:
