@@ -40,8 +40,8 @@ class DebugOptions:
 
     mode: Literal["debugpy", "pdb", "post-mortem"]
     """post-mortem: only what is uncaught stops, in a terminal debugger."""
-    rank: int = 0
-    """The one process of the job that is debugged, by its global rank."""
+    rank: int | None = 0
+    """The one process of the job that is debugged, by its global rank; None: whichever stops first."""
     wait: bool = False
     """debugpy: the script's first line waits for a client."""
     attach_timeout: float = 600.0
@@ -227,6 +227,8 @@ class HostLaunch:
     network_isolated: bool = False
     network_interface: str = "eth0"
     python: str | None = None
+    prepend: Mapping[str, str] = field(default_factory=dict)
+    """Lists of places such as PYTHONPATH: what goes before whatever else the host has in them."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -230,6 +230,19 @@ class Preparation:
             source = prepared.checkpoints[host]
             source.mkdir(parents=True, exist_ok=True)
             mounts.append(Mount(source=source, target=local_path, mode="rw"))
+        prepend: Mapping[str, str] = {}
+        if job.spec.local.debug is not None:
+            from harness.lifecycle._debug import debug_parts
+
+            parts = debug_parts(
+                job.spec.local.debug,
+                self._request,
+                directory=self._root / host / "debug",
+                host_rank=self._hosts.index(host),
+            )
+            mounts += parts.mounts
+            environment |= parts.environment
+            prepend = parts.prepend
         return HostLaunch(
             job_name=job.name,
             host=host,
@@ -248,4 +261,5 @@ class Preparation:
             network_isolated=self._isolated,
             network_interface=plan.network_interface,
             python=plan.python,
+            prepend=prepend,
         )

@@ -37,6 +37,7 @@ from harness.lifecycle._capacity import try_claim
 from harness.lifecycle._clean import LEFT, clean
 from harness.lifecycle._entries import record_entries
 from harness.lifecycle._owner import LOG, own, recover
+from harness.lifecycle._pause import Pause
 from harness.lifecycle._prepare import Preparation, Prepared
 from harness.lifecycle._watch import StopCause, Verdict, Watch
 from harness.model import ExitStatus, Gpu, Plan, Spec
@@ -152,6 +153,9 @@ class Supervisor:
         self.directory = home.job(name)
         self._progress_at = 0.0
         self._clock = time.time() - time.monotonic()
+        self.pause = Pause(
+            store, name, self.directory / "hosts", debugged=self.spec.local.debug is not None
+        )
         self._unsaved: list[str] = []
 
     # ------------------------------------------------------------------- the whole
@@ -262,6 +266,11 @@ class Supervisor:
         definitions = self.request["AlgorithmSpecification"].get("MetricDefinitions", [])
         scanner = MetricScanner(definitions)
         checkpoints = Artifacts(self, prepared).checkpoints
+
+        def tick() -> None:
+            checkpoints.tick()
+            self.pause.look()
+
         verdict = Watch(
             self.store,
             self.name,
@@ -271,7 +280,7 @@ class Supervisor:
             sampler=Sampler(prepared.trees, prepared.gpus),
             grace=self.spec.local.stop_grace,
             limits=self._limit_passed,
-            tick=checkpoints.tick,
+            tick=tick,
             problem=self.note,
         ).run()
         checkpoints.settle()
@@ -396,9 +405,9 @@ class Supervisor:
 
     def _limit_passed(self) -> str | None:
         """MaxRuntime counts from the start of Training over all attempts (contract: G6, G7), MaxWait
-        from the job's creation (contract: G8)."""
+        from the job's creation (contract: G8); neither what the job stood in a debugger."""
         limits = self.request.get("StoppingCondition", {})
-        now = self._now()
+        now = self._now() - self.pause.seconds
         started = self.store.summary(self.name).training_start
         if started is not None and now - started > limits.get("MaxRuntimeInSeconds", 86400):
             return StopCause.MAX_RUNTIME

@@ -135,7 +135,7 @@ def container(
         command=list(launch.command),
         entrypoint=list(launch.entrypoint) if launch.entrypoint is not None else None,
         hostname=launch.hostname,  # contract: A20
-        environment=_environment(launch),
+        environment=_environment(launch, client),
         labels={
             **labels((launch,), scope=scope, since=since),
             HOST: launch.host,
@@ -151,13 +151,29 @@ def container(
     return body
 
 
-def _environment(launch: HostLaunch) -> dict[str, str]:
+def _environment(launch: HostLaunch, client: Any) -> dict[str, str]:
     """The launch's variables. A host without GPUs says so: CUDA images ask the NVIDIA runtime for all of
     them, and where that runtime is the daemon's default they would get them (contract: A14)."""
     environment = dict(launch.environment)
     if not launch.gpus:
         environment.setdefault("NVIDIA_VISIBLE_DEVICES", "void")
+    if launch.prepend:
+        own = _image_environment(client, launch.image)
+        for name, places in launch.prepend.items():
+            rest = environment.get(name, own.get(name, ""))
+            environment[name] = f"{places}:{rest}" if rest else places
     return environment
+
+
+def _image_environment(client: Any, image: str | None) -> dict[str, str]:
+    """ENV of the image; nothing when it isn't here, which creating the container will tell better."""
+    from docker.errors import ImageNotFound
+
+    try:
+        words = client.inspect_image(image)["Config"].get("Env") or []
+    except ImageNotFound:
+        return {}
+    return dict(word.split("=", 1) for word in words)
 
 
 def _mounts(launch: HostLaunch, *, scope: str, overlays: bool) -> list[Any]:

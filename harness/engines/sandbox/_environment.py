@@ -51,6 +51,8 @@ def compose(
     if not launch.network_isolated:
         environment |= {name: user[name] for name in _FORWARDED if name in user}
     environment |= launch.environment
+    for name, places in launch.prepend.items():
+        environment[name] = f"{places}:{environment[name]}" if environment.get(name) else places
     if launch.gpus or machine_has_gpus:
         environment["CUDA_VISIBLE_DEVICES"] = _visible(
             launch.gpus, launch.environment.get("CUDA_VISIBLE_DEVICES")

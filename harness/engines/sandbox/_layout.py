@@ -25,6 +25,8 @@ RECORD: Final = "remove.json"
 """In the own directory: what is to be removed, should the supervisor and the launcher both be killed."""
 
 _ML: Final = "/opt/ml"
+_OURS: Final = "/run/harness"
+"""What is mounted here only our own programs use: they find it by their environment."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,10 +179,13 @@ class Layout:
         (own / "base/opt").mkdir(parents=True)
         (own / "base/opt/ml").symlink_to(self.launch.ml.absolute())
         remove = [str(own)]
+        elsewhere: dict[str, str] = {}
         for mount in self.launch.mounts:
             link = self._link(mount)
             if link is not None:
                 remove.append(str(link))
+            elif mount.target.is_relative_to(_OURS):
+                elsewhere[str(mount.target)] = str(mount.source.absolute())
         environment: dict[str, str] = config["environment"] | {
             MARK_VARIABLE: f"{self.launch.job_name}:{os.getpid()}",
             "SAGEMAKER_BASE_DIR": str(own / "base"),
@@ -190,6 +195,9 @@ class Layout:
         for name in ("HOME", "PATH", "PIP_PREFIX", "PYTHONPATH"):
             if name not in self.launch.environment:
                 environment[name] = environment[name].replace(_environment.HOME, str(own / "home"))
+        for target in sorted(elsewhere, key=len, reverse=True):
+            for name, value in environment.items():
+                environment[name] = value.replace(target, elsewhere[target])
         return {"environment": environment, "remove": remove}
 
     def _link(self, mount: Mount) -> Path | None:
