@@ -1,0 +1,128 @@
+"""debugpy in the user's process: listening before the first line, for editors that come over a Unix socket."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+__all__ = ["begin"]
+
+
+def begin(files: Any, rank: int, words: Any) -> None:
+    """Listen, and with `wait` stand before the first line until an editor is attached.
+
+    Ends the process with a sentence when debugpy can't run here or nobody comes.
+    """
+    del words
+    config = files.config
+    debugpy = _import(files, config["debugpy"], tuple(config["debugpy_needs"]))
+    # Children would be sessions of their own, at a port that nobody outside the host can reach.
+    debugpy.configure(subProcess=False)
+    _, port = debugpy.listen(("127.0.0.1", 0))
+    sys.breakpointhook = debugpy.breakpoint
+    _forget_in_children()
+    _relay(files, rank, port)
+    if config["wait"]:
+        _await(debugpy, files, rank)
+    files.go()
+
+
+def _import(files: Any, place: str, needs: Any) -> Any:
+    """The machine's debugpy, or one that the host has itself where that one is too new for its Python."""
+    # It would warn into the log that frozen modules can't be debugged; nobody wants to.
+    quiet = "PYDEVD_DISABLE_FILE_VALIDATION"
+    before = os.environ.get(quiet)
+    os.environ[quiet] = "1"
+    ours = sys.version_info[:2] >= needs
+    if ours:
+        sys.path.insert(0, place)
+    try:
+        import debugpy
+
+        debugpy.listen  # noqa: B018 - the rest of it is imported now
+    except Exception as error:
+        here = "%d.%d" % sys.version_info[:2]
+        if ours:
+            why = "the machine's debugpy can't be used by the host's Python %s (%s: %s)" % (
+                here,
+                type(error).__name__,
+                error,
+            )
+        else:
+            why = "the machine's debugpy needs Python %d.%d, the host has %s and no debugpy of its own" % (
+                *needs,
+                here,
+            )
+        files.give_up(why + ": use `harness debug --pdb`, or put debugpy into the image or requirements.txt")
+    finally:
+        if ours:
+            sys.path.remove(place)
+        if before is None:
+            del os.environ[quiet]
+        else:
+            os.environ[quiet] = before
+    return debugpy
+
+
+def _relay(files: Any, rank: int, port: int) -> None:
+    """Start the process that editors come through; it is nobody's child and ends with us."""
+    import subprocess
+
+    program = os.path.join(os.path.dirname(os.path.abspath(__file__)), "relay.py")
+    command: list[str] = [sys.executable, "-I", "-S", program]
+    command += [files.place, str(rank), str(port), str(os.getpid())]
+    subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=True)
+
+
+def _await(debugpy: Any, files: Any, rank: int) -> None:
+    over = threading.Event()
+    why: list[str] = []
+
+    def watch() -> None:
+        told = files.wait(lambda: over.is_set() or debugpy.is_client_connected())
+        if told:
+            why.append(told)
+            while not over.is_set():
+                try:
+                    debugpy.wait_for_client.cancel()
+                except RuntimeError:
+                    pass  # it hasn't begun to wait
+                time.sleep(0.05)
+
+    thread: Any = threading.Thread(target=watch, daemon=True)
+    thread.pydev_do_not_trace = thread.is_pydev_daemon_thread = True
+    files.pause()
+    thread.start()
+    debugpy.wait_for_client()
+    over.set()
+    thread.join()
+    files.resume()
+    if why and not debugpy.is_client_connected():
+        files.give_up("rank %d stood before its first line and %s: the script is not run" % (rank, why[0]))
+
+
+def _forget_in_children() -> None:
+    """A forked child, such as a worker of a DataLoader, has none of debugpy's threads: a breakpoint in it
+    would stand for ever. So it runs without a debugger."""
+    if not hasattr(os, "register_at_fork"):
+        return
+
+    def forget() -> None:
+        sys.settrace(None)
+        threading.settrace(None)
+        sys.breakpointhook = lambda *_, **__: None
+        try:
+            sys.modules["pydevd"].settrace_forked(setup_tracing=False)
+        except Exception:
+            pass  # it isn't traced any more, which is what matters
+        monitoring = getattr(sys, "monitoring", None)
+        if monitoring is not None and monitoring.get_tool(monitoring.DEBUGGER_ID) is not None:
+            monitoring.set_events(monitoring.DEBUGGER_ID, 0)
+
+    os.register_at_fork(after_in_child=forget)

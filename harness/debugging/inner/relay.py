@@ -1,0 +1,169 @@
+"""Between a Unix socket that the machine sees and debugpy's port, which only the host sees.
+
+`relay.py PLACE RANK PORT PID`: a process of its own, so that debugpy doesn't debug it and a program that stands
+still can be talked to. As long as the debugger says that the program stands, `paused` is locked; the lock goes
+with this process, and this process with the program.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+import sys
+import threading
+import time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+_GOES_ON = frozenset(
+    [
+        "continue",
+        "next",
+        "stepIn",
+        "stepOut",
+        "stepBack",
+        "reverseContinue",
+        "goto",
+        "disconnect",
+        "terminate",
+    ]
+)
+_POLL = 0.2
+
+
+class Pause:
+    """The lock that lets time limits stand still."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._file: Any | None = None
+
+    def set(self, stands: bool) -> None:
+        if stands and self._file is None:
+            self._file = open(self._path, "r+b")  # noqa: SIM115
+            fcntl.lockf(self._file, fcntl.LOCK_EX)
+        elif not stands and self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+class Messages:
+    """Cuts what the debugger says into messages of its protocol, and sees whether the program stands."""
+
+    def __init__(self, pause: Pause) -> None:
+        self._pause = pause
+        self._rest = b""
+
+    def feed(self, data: bytes) -> None:
+        self._rest += data
+        while True:
+            head, separator, body = self._rest.partition(b"\r\n\r\n")
+            if not separator:
+                return
+            length = next(
+                int(line.partition(b":")[2])
+                for line in head.split(b"\r\n")
+                if line.lower().startswith(b"content-length:")
+            )
+            if len(body) < length:
+                return
+            self._rest = body[length:]
+            self._take(json.loads(body[:length].decode("utf-8")))
+
+    def _take(self, message: Any) -> None:
+        if message.get("type") == "event":
+            if message.get("event") == "stopped":
+                self._pause.set(True)
+            elif message.get("event") in ("continued", "terminated", "exited"):
+                self._pause.set(False)
+        elif (
+            message.get("type") == "response"
+            and message.get("success")
+            and message.get("command") in _GOES_ON
+        ):
+            self._pause.set(False)
+
+
+def _serve(client: socket.socket, port: int, pause: Pause) -> None:
+    messages = Messages(pause)
+    try:
+        debugger = socket.create_connection(("127.0.0.1", port))
+    except OSError:
+        client.close()  # the program has ended
+        return
+    back = threading.Thread(target=_pump, args=(client, debugger, None), daemon=True)
+    back.start()
+    _pump(debugger, client, messages)
+    back.join()
+    pause.set(False)
+    for end in (client, debugger):
+        end.close()
+
+
+def _pump(source: socket.socket, target: socket.socket, messages: Messages | None) -> None:
+    """Until `source` has no more; then neither end can say or hear anything any more."""
+    try:
+        while True:
+            data = source.recv(65536)
+            if not data:
+                break
+            if messages is not None:
+                messages.feed(data)
+            target.sendall(data)
+    except OSError:
+        pass  # one of them is gone: the same as its end
+    for end in (source, target):
+        try:
+            end.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass
+
+
+def _born(pid: int) -> bytes | None:
+    """When the process was started, in the kernel's words; None when it has ended."""
+    try:
+        with open("/proc/%d/stat" % pid, "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in (b"Z", b"X") else fields[19]
+
+
+def main() -> None:
+    place, rank, port, program = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+    path = os.path.join(place, "rank-%s.sock" % rank)
+    trial = path + ".new"
+    for old in (path, trial):
+        try:
+            os.unlink(old)
+        except FileNotFoundError:
+            pass
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(trial)
+    os.chmod(trial, 0o666)  # a container's root is nobody to the user who comes to it
+    listener.listen(8)
+    os.rename(trial, path)  # who sees it can connect
+    if os.fork():
+        os._exit(0)
+    os.setsid()
+    os.dup2(0, 2)
+    born = _born(program)
+    pause = Pause(os.path.join(place, "paused"))
+    listener.settimeout(_POLL)
+    while born is not None and _born(program) == born:
+        try:
+            client, _ = listener.accept()
+        except TimeoutError:
+            continue
+        client.setblocking(True)
+        threading.Thread(target=_serve, args=(client, port, pause), daemon=True).start()
+        time.sleep(0)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
