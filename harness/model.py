@@ -78,6 +78,8 @@ class LocalOptions:
     """Seconds after which a warm host that nobody used goes away."""
     preload: tuple[str, ...] | None = None
     """Modules that a warm host imports beforehand; None: those that the script imports."""
+    hang_after: float = 300.0
+    """Seconds of silence after which a job is looked at: does it hang? 0: never."""
     debug: DebugOptions | None = None
     """Set by `harness debug`, never in a file."""
 

@@ -27,6 +27,7 @@ COMMANDS: Final = {
     "describe": ("harness.cli._jobs", "Show a job in DescribeTrainingJob's shape."),
     "logs": ("harness.cli._logs", "Show or follow the log of a job."),
     "metrics": ("harness.cli._metrics", "Show the metrics of a job."),
+    "why": ("harness.cli._why", "Say why a job failed, or what a running one is doing."),
     "stop": ("harness.cli._jobs", "Stop a job as SageMaker does, or kill it."),
     "image": ("harness.cli._image", "Build or list training images."),
     "doctor": ("harness.cli._doctor", "Check what this machine can do, and say what to change."),

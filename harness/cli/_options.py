@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from harness.model import Spec
     from harness.store import Store
 
-__all__ = ["job_argument", "json_option", "load_spec", "open_store", "spec_options"]
+__all__ = ["complete_job", "job_argument", "json_option", "load_spec", "open_store", "spec_options"]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 
 
-def _complete_job(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+def complete_job(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     del ctx, param
     from click.shell_completion import CompletionItem
 
@@ -43,7 +43,7 @@ def _complete_job(ctx: click.Context, param: click.Parameter, incomplete: str) -
     ]
 
 
-job_argument = click.argument("job", shell_complete=_complete_job)
+job_argument = click.argument("job", shell_complete=complete_job)
 
 
 def _gpus(ctx: click.Context, param: click.Parameter, value: str | None) -> str | int | None:

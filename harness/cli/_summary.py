@@ -42,6 +42,7 @@ def document(home: Home, record: JobRecord) -> JsonObject:
         "TrainingJobStatus": record.status,
         "SecondaryStatus": record.secondary_status,
         "FailureReason": record.failure_reason,
+        "verdict": record.result.get("verdict"),
         "engine": record.engine,
         "artifacts": record.result.get("artifacts", {}),
         "logs": {host.name: str(_log(home, record, host.name)) for host in record.hosts},
@@ -70,6 +71,8 @@ def lines(
     if record.secondary_status != record.status:
         verdict += f" ({record.secondary_status})"
     found = [f"{verdict} in {_terminal.duration(total)}" + (f": {spans}" if spans else "")]
+    if (why := record.result.get("verdict")) is not None:
+        found += _entry("why", *_wrapped(screen, why, f"more: harness why {record.name}"))
     if record.failure_reason:
         found += _entry("reason", *_wrapped(screen, *record.failure_reason.splitlines()))
     for kind in ("model", "output"):

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from harness.lifecycle._describe import describe
     from harness.lifecycle._entries import HostEntry, host_entries
     from harness.lifecycle._owner import owned, recover, spawn
+    from harness.lifecycle._post_mortem import Bundle, compose, read_bundle
     from harness.lifecycle._supervisor import supervise
 else:
     from harness._doors import closed
@@ -20,17 +21,21 @@ else:
             "_describe": ("describe",),
             "_entries": ("HostEntry", "host_entries"),
             "_owner": ("owned", "recover", "spawn"),
+            "_post_mortem": ("Bundle", "compose", "read_bundle"),
             "_supervisor": ("supervise",),
         },
     )
 
 __all__ = [
     "LEFT",
+    "Bundle",
     "HostEntry",
     "clean_left",
+    "compose",
     "describe",
     "host_entries",
     "owned",
+    "read_bundle",
     "recover",
     "spawn",
     "supervise",

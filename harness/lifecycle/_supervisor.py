@@ -180,6 +180,7 @@ class Supervisor:
     def _attempts(self, engine: Engine) -> Outcome:
         while True:
             outcome = self._attempt(engine)
+            self._keep_post_mortem(outcome)
             if not (outcome.retryable and self._may_retry()):
                 self._tell_of_trees(outcome)
                 return outcome
@@ -251,7 +252,7 @@ class Supervisor:
         return Preparation(self).again(), Verdict(ended=ended, cause=self._stop_begun(), killed=False)
 
     def _train(self, engine: Engine) -> tuple[Prepared, Verdict]:
-        from harness.telemetry import MetricScanner, Sampler
+        from harness.telemetry import MetricScanner, Sampler, Witness
 
         prepared, hosts = self._hosts(engine)
         if not hosts:
@@ -282,6 +283,14 @@ class Supervisor:
             limits=self._limit_passed,
             tick=tick,
             problem=self.note,
+            witness=Witness(
+                self.directory / "post-mortem",
+                trees=prepared.trees,
+                gpus=prepared.gpus,
+                hang_after=self.spec.local.hang_after,
+                note=self.note,
+                paused=lambda: self.pause.standing,
+            ),
         ).run()
         checkpoints.settle()
         final = scanner.finish()
@@ -324,6 +333,27 @@ class Supervisor:
         if len(verdict.ended) > 1:
             self.note(f"{host} failed first, with exit code {status.code}; the other hosts were stopped")
         return Outcome(status="Failed", secondary="Failed", message=contract.messages.FAILED, reason=text)
+
+    def _keep_post_mortem(self, outcome: Outcome) -> None:
+        """What the end of this attempt left to look at. Never changes how it ended."""
+        if outcome.status == "Completed":
+            return
+        try:
+            from harness.lifecycle._post_mortem import keep
+
+            verdict = keep(
+                self.home,
+                self.store,
+                self.name,
+                status=outcome.status,
+                secondary=outcome.secondary,
+                reason=outcome.reason,
+            )
+            self.store.merge_result(self.name, verdict=verdict)
+        except Exception as error:
+            if not isinstance(error, (OSError, StoreError)):
+                traceback.print_exc()
+            self.note(f"no post-mortem was kept: {error}")
 
     def _upload(self, outcome: Outcome) -> Outcome:
         """Outputs go up however the job ended (contract: F6, F7)."""
@@ -442,11 +472,15 @@ class Supervisor:
         return record.attempt <= attempts and record.stop_request is StopRequest.NONE
 
     def _start_again(self, outcome: Outcome) -> None:
+        from harness.lifecycle._post_mortem import set_aside
+
         attempt = self.store.summary(self.name).attempt
+        with contextlib.suppress(OSError):
+            set_aside(self.directory, attempt)
         self.note(f"attempt {attempt} ended with {outcome.reason}; RetryStrategy starts another")
         with self.store.transaction():
             # How the hosts of this attempt ended says nothing about the next.
-            self.store.merge_result(self.name, outcome=None, stop=None, failed_first=None)
+            self.store.merge_result(self.name, outcome=None, stop=None, failed_first=None, verdict=None)
             self.store.put_hosts(self.name, ())
             self._to("Starting", contract.messages.STARTING, status="InProgress", attempt=attempt + 1)
 

@@ -24,7 +24,7 @@ from harness.engines import Host
 from harness.errors import DiskError, HarnessError, MachineError
 from harness.model import ExitStatus, MetricPoint
 from harness.store import StopRequest, Store
-from harness.telemetry import LogWriter, MetricScanner, Sampler
+from harness.telemetry import LogWriter, MetricScanner, Sampler, Witness
 
 __all__ = ["StopCause", "Verdict", "Watch"]
 
@@ -44,6 +44,10 @@ class StopCause:
     MAX_WAIT: Final = "max-wait"
     PEER: Final = "peer"
     """Another host failed (contract: H7)."""
+
+
+_OVERTIME: Final = (StopCause.MAX_RUNTIME, StopCause.MAX_WAIT)
+"""What ends a script that may not know where it hangs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,9 +91,10 @@ class Watch:
         limits: Callable[[], str | None],
         tick: Callable[[], None],
         problem: Callable[[str], None],
+        witness: Witness | None = None,
     ) -> None:
         """`limits` says which `StopCause` a time limit calls for now, if any; `tick` is called often
-        (checkpoint sync); `problem` takes a sentence for the job's notes."""
+        (checkpoint sync); `problem` takes a sentence for the job's notes; `witness` sees what happens."""
         self._store = store
         self._name = name
         self._hosts = dict(hosts)
@@ -100,6 +105,7 @@ class Watch:
         self._limits = limits
         self._tick = tick
         self._problem = problem
+        self._witness = witness
         self._events: queue.Queue[list[MetricPoint] | tuple[str, ExitStatus] | str] = queue.Queue()
         self._ended: dict[str, ExitStatus] = {}
         self._ladder: _Ladder | None = None
@@ -115,10 +121,14 @@ class Watch:
             self._take_events(wait=_TICK)
             self._obey()
             self._tick()
+            if self._witness is not None:
+                self._witness.tick()
             if time.monotonic() >= next_sample:
                 next_sample = time.monotonic() + _SAMPLE_EVERY
                 self._sample()
         self._take_events(wait=0)
+        if self._witness is not None:
+            self._witness.finish()
         ladder = self._ladder
         return Verdict(
             ended=dict(self._ended),
@@ -138,6 +148,8 @@ class Watch:
                 self._scanner.feed(name, writer.unterminated(), _now_ms())
                 for chunk in host.output(skip=writer.size):
                     now = _now_ms()
+                    if self._witness is not None:
+                        self._witness.heard()
                     # The script must not block on a full pipe because our log can't be written; the
                     # writer keeps what the disk doesn't take, and counts what it has to drop.
                     with contextlib.suppress(DiskError):
@@ -180,6 +192,8 @@ class Watch:
 
     def _end(self, host: str, status: ExitStatus) -> None:
         self._ended[host] = status
+        if self._witness is not None:
+            self._witness.ended(host, status)
         if not status.vanished:  # its code is our guess: a supervisor that takes over must look for itself
             self._store.host_ended(self._name, host, status.code, oom_killed=status.oom_killed)
         if status.code and self._first_failure_at is None:
@@ -208,6 +222,8 @@ class Watch:
 
     def _begin(self, cause: str, grace: float) -> None:
         """Start the ladder, or shorten it: a kill overtakes a stop, a stop never lengthens one."""
+        if self._ladder is None and self._witness is not None and cause in _OVERTIME:
+            self._witness.before_stop(cause, self._running())
         deadline = time.monotonic() + grace
         if self._ladder is None:
             self._ladder = _Ladder(cause=cause, deadline=deadline)
@@ -225,7 +241,11 @@ class Watch:
         return [host for name, host in self._hosts.items() if name not in self._ended]
 
     def _sample(self) -> None:
-        points = [point for host in self._running() for point in self._sampler.sample(host)]
+        running = self._running()
+        points = [point for host in running for point in self._sampler.sample(host)]
+        if self._witness is not None:
+            for host in running:
+                self._witness.look(host, self._sampler.last[host.name])
         self._keep(points, sampled=True)
 
     def _keep(self, points: list[MetricPoint], *, sampled: bool = False) -> None:

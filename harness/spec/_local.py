@@ -15,7 +15,7 @@ from harness.spec._table import kind, unknown
 _FIELDS = tuple(f.name for f in dataclasses.fields(LocalOptions) if f.name != "debug")
 _SIZE = re.compile(r"\d+(\.\d+)?[kmgt]?i?b?", re.IGNORECASE)
 _SWITCHES = ("offline", "strict", "warm")
-_SECONDS = ("stop_grace", "checkpoint_interval", "warm_idle")
+_SECONDS = ("stop_grace", "checkpoint_interval", "warm_idle", "hang_after")
 _MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 _TABLES = ("images", "file_systems")
 

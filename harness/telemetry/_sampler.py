@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.engines.base import Host
-from harness.model import Gpu, MetricPoint
+from harness.model import Gpu, MetricPoint, Usage
 
 __all__ = ["Sampler"]
 
@@ -29,6 +29,8 @@ class Sampler:
         self._cpu: dict[str, tuple[float, float]] = {}
         self._devices: dict[str, Any] | None = None
         self._library = False
+        self.last: dict[str, Usage | None] = {}
+        """Host → what its engine told at the last sample."""
 
     def sample(self, host: Host, now_ms: int | None = None) -> list[MetricPoint]:
         """The metrics of `host` now; those that its engine can't tell are missing.
@@ -36,7 +38,7 @@ class Sampler:
         CPUUtilization is the mean since the last call, so the first call has none.
         """
         values: dict[str, float] = {}
-        usage = host.usage()
+        usage = self.last[host.name] = host.usage()
         if usage is not None:
             now = time.monotonic()
             before = self._cpu.get(host.name)
