@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from harness.lifecycle._owner import owned, recover, spawn
     from harness.lifecycle._post_mortem import Bundle, compose, read_bundle
     from harness.lifecycle._supervisor import supervise
+    from harness.lifecycle._understudy import Understudy
 else:
     from harness._doors import closed
 
@@ -23,6 +24,7 @@ else:
             "_owner": ("owned", "recover", "spawn"),
             "_post_mortem": ("Bundle", "compose", "read_bundle"),
             "_supervisor": ("supervise",),
+            "_understudy": ("Understudy",),
         },
     )
 
@@ -30,6 +32,7 @@ __all__ = [
     "LEFT",
     "Bundle",
     "HostEntry",
+    "Understudy",
     "clean_left",
     "compose",
     "describe",

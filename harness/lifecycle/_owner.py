@@ -15,12 +15,17 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from harness.errors import StoreError
 from harness.home import Home
+from harness.lifecycle._detach import fork, stay
 from harness.store import Store
+
+if TYPE_CHECKING:
+    from harness.lifecycle._understudy import Understudy
 
 __all__ = ["own", "owned", "recover", "spawn"]
 
@@ -87,12 +92,12 @@ def _open_lock(home: Home, name: str) -> Iterator[int]:
         os.close(descriptor)
 
 
-def spawn(home: Home, name: str) -> bool:
+def spawn(home: Home, name: str, understudy: Understudy | None = None) -> bool:
     """Start a supervisor for the job in a process of its own that outlives this one; False when it has one.
 
-    It is forked, with everything imported already, which saves a tenth of a second before the script's
-    first line. A process with threads or with an open store can't be forked safely (a lock or SQLite's own
-    state would be carried along), so there a new interpreter is started.
+    The `understudy` takes over if there is one. Else the process is forked, with what is imported already.
+    One with threads or with an open store can't be forked safely (a lock or SQLite's own state would be
+    carried along), so there a new interpreter is started.
 
     Raises:
         StoreError: the job's directory can't be used, or no process can be started.
@@ -102,10 +107,12 @@ def spawn(home: Home, name: str) -> bool:
             return False
         log = home.job(name) / LOG
         try:
-            if threading.active_count() == 1 and not Store.any_open():
+            if understudy is not None and understudy.take_over(home, name, log, lock):
+                pass
+            elif threading.active_count() == 1 and not Store.any_open():
                 from harness.lifecycle._supervisor import supervise
 
-                _fork(log, lock, lambda held: supervise(home, name, held))
+                fork(lambda: supervise(home, name, stay(log, lock)))
             else:
                 _start(
                     log, lock, [sys.executable, "-m", "harness.lifecycle", str(home.root), name, str(lock)]
@@ -126,62 +133,11 @@ def _start(log: Path, lock: int, command: list[str]) -> None:
             pass_fds=(lock,),
             start_new_session=True,
         )
-        _check(intermediate.wait())
-
-
-def _check(status: int) -> None:
-    if status:
-        raise OSError("the process that was to start it ended at once")
+        if intermediate.wait():
+            raise OSError("the process that was to start it ended at once")
 
 
 _DETACH = "import os, sys\nif os.fork() == 0:\n    os.execv(sys.argv[1], sys.argv[1:])"
-
-
-def _fork(log: Path, lock: int, work: Callable[[int], None]) -> None:
-    """Run `work` in a detached grandchild: own session, no terminal, no descriptor of ours but the lock."""
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):  # nobody reads it any more: not the job's concern
-            stream.flush()
-    child = os.fork()
-    if child:
-        _check(os.waitpid(child, 0)[1])
-        return
-    status = 1
-    try:
-        os.setsid()
-        if os.fork():
-            os._exit(0)
-        work(_redirect(log, lock))
-        status = 0
-    except BaseException:
-        import traceback
-
-        traceback.print_exc()
-    finally:
-        # Not sys.exit: the caller's `finally` blocks and exit handlers are not this process's to run.
-        with contextlib.suppress(OSError):
-            sys.stderr.flush()
-        os._exit(status)
-
-
-def _redirect(log: Path, lock: int) -> int:
-    """Only the log and the lock stay open; the lock's new number."""
-    lock = fcntl.fcntl(lock, fcntl.F_DUPFD_CLOEXEC, 3)
-    os.chdir("/")
-    null = os.open(os.devnull, os.O_RDONLY)
-    out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.dup2(null, 0)
-    os.dup2(out, 1)
-    os.dup2(out, 2)
-    os.closerange(3, lock)
-    os.closerange(lock + 1, _highest_descriptor() + 1)
-    # The caller's sys.stdout may be a test's or a notebook's object that writes elsewhere.
-    sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w")  # noqa: SIM115
-    return lock
-
-
-def _highest_descriptor() -> int:
-    return max(int(entry) for entry in os.listdir("/proc/self/fd"))  # noqa: PTH208 - names, not paths
 
 
 def recover(home: Home, store: Store) -> list[str]:

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from harness.machine._checks import Check, checks
     from harness.machine._daemon import Docker, Image
     from harness.machine._machine import Machine, Probe
-    from harness.machine._namespaces import Sandbox, sandbox
+    from harness.machine._namespaces import Sandbox, remember, sandbox
     from harness.machine._python import Python
 else:
     from harness._doors import closed
@@ -19,9 +19,20 @@ else:
             "_checks": ("Check", "checks"),
             "_daemon": ("Docker", "Image"),
             "_machine": ("Machine", "Probe"),
-            "_namespaces": ("Sandbox", "sandbox"),
+            "_namespaces": ("Sandbox", "remember", "sandbox"),
             "_python": ("Python",),
         },
     )
 
-__all__ = ["Check", "Docker", "Image", "Machine", "Probe", "Python", "Sandbox", "checks", "sandbox"]
+__all__ = [
+    "Check",
+    "Docker",
+    "Image",
+    "Machine",
+    "Probe",
+    "Python",
+    "Sandbox",
+    "checks",
+    "remember",
+    "sandbox",
+]

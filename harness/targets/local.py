@@ -18,6 +18,7 @@ from harness.model import JsonObject, Plan, Spec, Treatment
 from harness.store import JobRecord, StopRequest, Store
 
 if TYPE_CHECKING:
+    from harness.lifecycle import Understudy
     from harness.machine import Probe
 
 __all__ = ["check_strict", "collect", "describe", "forget", "make_plan", "run", "stop", "submit", "wait"]
@@ -57,11 +58,12 @@ def submit(
     home: Home | None = None,
     plan: Plan | None = None,
     accepting: Callable[[], None] = lambda: None,
+    understudy: Understudy | None = None,
 ) -> JobRecord:
     """Start the job in a supervisor of its own and return at once.
 
     `accepting` is called when all that takes time is done, right before the job goes on record: who is
-    interrupted later has to stop the job.
+    interrupted later has to stop the job. `understudy`: a supervisor that was begun before.
 
     Raises JobExistsError, MachineError, or ClientError when the source can't be packed. Nothing is
     written when it raises.
@@ -100,7 +102,7 @@ def submit(
             for made in drafts.values():
                 objects.delete(made)
     try:
-        spawn(home, spec.job_name)
+        spawn(home, spec.job_name, understudy)
     except StoreError:
         with Store(home) as store:
             store.delete_job(spec.job_name)
