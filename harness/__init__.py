@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     )
     from harness.home import Home
     from harness.model import LocalOptions, Plan, Spec
+    from harness.notebook import Job, job, jobs
     from harness.spec import TrainingSpec, load
     from harness.store import JobRecord
 
@@ -50,6 +51,7 @@ __all__ = [
     "HarnessError",
     "Home",
     "InternalServerError",
+    "Job",
     "JobError",
     "JobExistsError",
     "JobRecord",
@@ -63,6 +65,8 @@ __all__ = [
     "TrainingSpec",
     "UsageError",
     "ValidationError",
+    "job",
+    "jobs",
     "load",
     "run",
     "sagemaker_session",
@@ -70,11 +74,14 @@ __all__ = [
 
 _ELSEWHERE = {
     "Home": "harness.home",
+    "Job": "harness.notebook",
     "JobRecord": "harness.store",
     "LocalOptions": "harness.model",
     "Plan": "harness.model",
     "Spec": "harness.model",
     "TrainingSpec": "harness.spec",
+    "job": "harness.notebook",
+    "jobs": "harness.notebook",
     "load": "harness.spec",
     "sagemaker_session": "harness.cloud",
 }
@@ -94,6 +101,20 @@ def run(spec: Spec | TrainingSpec | str | Path, **options: Any) -> JobRecord:
     from harness.targets import local
 
     return local.run(spec.compile() if isinstance(spec, TrainingSpec) else spec, **options)
+
+
+def load_ipython_extension(shell: Any) -> None:
+    """`%load_ext harness`: the magics `%harness` and `%%harness`; see `%harness --help`."""
+    from harness.notebook import load_ipython_extension as load
+
+    load(shell)
+
+
+def unload_ipython_extension(shell: Any) -> None:
+    """`%unload_ext harness`"""
+    from harness.notebook import unload_ipython_extension as unload
+
+    unload(shell)
 
 
 def __getattr__(name: str) -> Any:

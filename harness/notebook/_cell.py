@@ -1,0 +1,112 @@
+"""A cell as the entry point of a job."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from harness.errors import UsageError
+from harness.home import Home
+from harness.model import Spec
+from harness.spec import compile_table, read
+
+__all__ = ["compiled"]
+
+_ENTRY: Final = "train.py"
+_ROLE: Final = f"arn:aws:iam::{Spec.account}:role/SageMakerRole"
+_TYPES: Final = ((0, "ml.m5.xlarge"), (1, "ml.g5.xlarge"), (4, "ml.g5.12xlarge"), (8, "ml.p4d.24xlarge"))
+"""GPUs of this machine, and the instance type that a cell without a spec asks for."""
+
+
+@contextlib.contextmanager
+def compiled(
+    code: str,
+    spec: Path | None,
+    *,
+    overrides: Mapping[str, Any],
+    local: Mapping[str, Any],
+    job_name: str | None,
+) -> Iterator[Spec]:
+    """The spec of a job that runs the cell; its source_dir is there as long as the `with` block.
+
+    With a spec file, the cell takes the place of the entry point, beside everything else that the spec's
+    source_dir has. Without one, the cell is the whole source, and it runs in the sandbox with this kernel's
+    Python: what can be imported here can be imported there.
+
+    Raises:
+        SpecError, ValidationError: as `spec.load`. UsageError: the spec is a raw request.
+    """
+    with tempfile.TemporaryDirectory(prefix="harness-cell-") as folder:
+        root = Path(folder)
+        if spec is None:
+            table = {**_defaults(), "entry_point": _ENTRY, "source_dir": str(root)}
+            _write(root / _ENTRY, code)
+            origin, base = "%%harness", Path.cwd()
+        else:
+            table = {**read(spec), **_beside(code, spec, root)}
+            origin, base = str(spec), spec.absolute().parent
+        yield compile_table(
+            table, origin=origin, base=base, overrides=overrides, local=local, job_name=job_name
+        )
+
+
+def _defaults() -> dict[str, Any]:
+    from harness.machine import Machine
+
+    gpus = len(Machine.probe(Home.find()).gpus)
+    return {
+        "name": "cell",
+        "role": _ROLE,
+        "instance_type": next((name for most, name in _TYPES if gpus <= most), _TYPES[-1][1]),
+        "instance_count": 1,
+        "image_uri": "harness-pytorch",
+        "local": {"engine": "sandbox"},
+    }
+
+
+def _beside(code: str, spec: Path, root: Path) -> dict[str, str]:
+    """Lay the cell over the spec's source; what the spec's words become."""
+    if spec.suffix != ".toml":
+        raise UsageError(
+            f"{spec} is a raw request, whose code is an archive already: a cell needs a spec of its own, a .toml"
+        )
+    table = read(spec)
+    entry = table.get("entry_point")
+    entry = entry if isinstance(entry, str) and entry else _ENTRY
+    given = table.get("source_dir")
+    if given is None:
+        script = root / Path(entry).name
+        _write(script, code)
+        return {"entry_point": str(script)}
+    if not isinstance(given, str) or given.lower().startswith("s3://"):
+        raise UsageError(
+            f"{spec}: a cell can't be laid over source_dir {given!r}: it must be a directory here"
+        )
+    source = (spec.absolute().parent / Path(given).expanduser()).resolve()
+    if not source.is_dir():
+        raise UsageError(f"{spec}: source_dir {given} is no directory ({source})")
+    if Path(entry).is_absolute() or ".." in Path(entry).parts:
+        raise UsageError(f"{spec}: entry_point {entry} must be a path inside source_dir {given}")
+    _overlay(source, root, Path(entry).parts, code)
+    return {"source_dir": str(root), "entry_point": entry}
+
+
+def _overlay(source: Path, target: Path, entry: tuple[str, ...], code: str) -> None:
+    """Links to everything in `source` but the entry point: the archive follows them, nothing is copied."""
+    first, *rest = entry
+    if source.is_dir():
+        for each in source.iterdir():
+            if each.name != first:
+                (target / each.name).symlink_to(each)
+    if not rest:
+        _write(target / first, code)
+        return
+    (target / first).mkdir()
+    _overlay(source / first, target / first, tuple(rest), code)
+
+
+def _write(path: Path, code: str) -> None:
+    path.write_text(code if code.endswith("\n") else f"{code}\n", encoding="utf-8")

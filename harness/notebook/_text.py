@@ -1,0 +1,87 @@
+"""A job in plain text: for terminals, logs of `nbconvert`, and whatever shows no HTML."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from harness.notebook._curves import USAGE, sparkline
+from harness.notebook._picture import Picture
+from harness.quantities import duration, harmless, number, size
+
+__all__ = ["headline", "phases", "text"]
+
+_TAIL: Final = 12
+_NAME: Final = 24
+
+
+def text(picture: Picture, *, tail: int = _TAIL) -> str:
+    """The whole picture."""
+    return "\n".join(
+        [
+            headline(picture),
+            *_phase_lines(picture),
+            *_verdict(picture),
+            *_log(picture, tail),
+            *summary(picture),
+        ]
+    )
+
+
+def headline(picture: Picture) -> str:
+    """One line."""
+    took = duration(picture.seconds)
+    return f"{picture.record.name}: {picture.status}, {took}, {picture.where}"
+
+
+def phases(picture: Picture) -> str:
+    """`Starting 0.1 s › Training 12 s`"""
+    return " › ".join(f"{name} {duration(seconds)}" for name, seconds in picture.phases)
+
+
+def summary(picture: Picture) -> list[str]:
+    """Metrics, usage, artifacts, notes."""
+    return [*_metrics(picture), *_usage(picture), *_results(picture)]
+
+
+def _phase_lines(picture: Picture) -> list[str]:
+    lines = [f"  {phases(picture)}"] if picture.phases else []
+    progress = picture.progress
+    if progress is not None and not picture.over and progress.total and progress.done < progress.total:
+        lines.append(f"  {progress.what} {100 * progress.done // progress.total} %")
+    return lines + [f"  {each}" for each in picture.said]
+
+
+def _verdict(picture: Picture) -> list[str]:
+    reason = picture.record.failure_reason
+    return [f"  {harmless(line)}" for line in reason.splitlines()] if reason else []
+
+
+def _log(picture: Picture, tail: int) -> list[str]:
+    several = len(picture.hosts) > 1
+    shown = list(picture.lines)[-tail:]
+    more = picture.line_count - len(shown)
+    lines = [f"  … {more:,} lines before"] if more > 0 else []
+    return lines + [f"  │ {f'{host} │ ' if several else ''}{message}" for host, message in shown]
+
+
+def _metrics(picture: Picture) -> list[str]:
+    rows = [(name[:60], [value for _, value in points]) for name, points in picture.metrics.items() if points]
+    width = min(_NAME, max((len(name) for name, _ in rows), default=0))
+    return [
+        f"  {harmless(name):<{width}}  {sparkline(values)}  {number(values[-1])}"
+        f"  (min {number(min(values))}, max {number(max(values))}, {len(values):,} values)"
+        for name, values in rows
+    ]
+
+
+def _usage(picture: Picture) -> list[str]:
+    values = [f"{USAGE.get(name, name)} {value:.0f} %" for name, value in picture.last_usage()]
+    return [f"  {' · '.join(values)}"] if values else []
+
+
+def _results(picture: Picture) -> list[str]:
+    lines = []
+    for kind, artifact in picture.artifacts.items():
+        if artifact is not None:
+            lines.append(f"  {kind}: {artifact['path']} ({size(artifact['bytes'])})")
+    return lines + [f"  note: {harmless(note)}" for note in picture.notes] if picture.over else lines
