@@ -22,11 +22,13 @@ _BROKEN_PIPE: Final = 128 + 13
 COMMANDS: Final = {
     "run": ("harness.cli._run", "Run a training job on this machine."),
     "watch": ("harness.cli._watch", "Run a job, and again whenever its code or spec changes."),
+    "debug": ("harness.cli._debug", "Run a job under a debugger: an editor's, or pdb in the terminal."),
     "plan": ("harness.cli._plan", "Say how this machine would run a job, field by field."),
     "jobs": ("harness.cli._jobs", "List jobs, newest first."),
     "describe": ("harness.cli._jobs", "Show a job in DescribeTrainingJob's shape."),
     "logs": ("harness.cli._logs", "Show or follow the log of a job."),
     "metrics": ("harness.cli._metrics", "Show the metrics of a job."),
+    "rerun": ("harness.cli._rerun", "Run a job again, as it was or from its checkpoint."),
     "why": ("harness.cli._why", "Say why a job failed, or what a running one is doing."),
     "stop": ("harness.cli._jobs", "Stop a job as SageMaker does, or kill it."),
     "image": ("harness.cli._image", "Build or list training images."),

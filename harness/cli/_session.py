@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TextIO
 
 from harness import errors
 from harness.cli import _terminal
@@ -36,12 +36,14 @@ def run_spec(
     detach: bool = False,
     check: Callable[[Plan], None] | None = None,
     beside: Callable[[JobRecord, _terminal.Screen], AbstractContextManager[object]] | None = None,
+    screen: Callable[[TextIO], _terminal.Screen] = _terminal.Screen,
 ) -> int:
     """Run the job of the spec that `load` gives, show it to its end, and return the exit code.
 
     `load` is called while the machine is looked at. `named`: the words that name the spec on a command
     line. `check` may refuse the plan by raising. `beside` is entered when the job is on record and left
-    when it has ended. With `as_json` everything but the final document goes to stderr.
+    when it has ended. `screen` makes what is written to. With `as_json` everything but the final document
+    goes to stderr.
 
     Raises what `load`, `local.make_plan` and `local.submit` raise.
     """
@@ -63,18 +65,18 @@ def run_spec(
         if detach and not interrupts.count:
             detached(record, as_json=as_json)
             return errors.COMPLETED
-        screen = _terminal.Screen(sys.stderr if as_json else sys.stdout)
+        shown = screen(sys.stderr if as_json else sys.stdout)
         if beside is None:
-            ended = attend(home, record.name, planned, screen, interrupts)
+            ended = attend(home, record.name, planned, shown, interrupts)
         else:
-            with beside(record, screen):
-                ended = attend(home, record.name, planned, screen, interrupts)
+            with beside(record, shown):
+                ended = attend(home, record.name, planned, shown, interrupts)
     from harness.cli import _summary
 
     if as_json:
         _terminal.emit_json(_summary.document(home, ended))
     else:
-        screen.write("", *_summary.lines(home, ended, screen, spec=Path(named), told=loaded.warnings))
+        shown.write("", *_summary.lines(home, ended, shown, spec=Path(named), told=loaded.warnings))
     return errors.INTERRUPTED if interrupts.count else STATUS_CODES[ended.status]
 
 

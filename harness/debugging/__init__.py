@@ -5,6 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from harness.debugging._debug import Attendant, check_rank, require_debugpy
+    from harness.debugging._debug_config import launch_configuration, path_mappings, project_of, write_vscode
+    from harness.debugging._debug_port import Port
+    from harness.debugging._debug_terminal import Terminal
+    from harness.debugging._rerun import rerun
     from harness.debugging._watch import Change, Watcher, scope_of, scope_of_file
     from harness.debugging._watch_tree import FileChange, Scope
     from harness.debugging._why import Why, latest, why
@@ -14,6 +19,11 @@ else:
     __getattr__ = closed(
         __name__,
         {
+            "_debug": ("Attendant", "check_rank", "require_debugpy"),
+            "_debug_config": ("launch_configuration", "path_mappings", "project_of", "write_vscode"),
+            "_debug_port": ("Port",),
+            "_debug_terminal": ("Terminal",),
+            "_rerun": ("rerun",),
             "_watch": ("Change", "Watcher", "scope_of", "scope_of_file"),
             "_watch_tree": ("FileChange", "Scope"),
             "_why": ("Why", "latest", "why"),
@@ -21,13 +31,23 @@ else:
     )
 
 __all__ = [
+    "Attendant",
     "Change",
     "FileChange",
+    "Port",
     "Scope",
+    "Terminal",
     "Watcher",
     "Why",
+    "check_rank",
     "latest",
+    "launch_configuration",
+    "path_mappings",
+    "project_of",
+    "require_debugpy",
+    "rerun",
     "scope_of",
     "scope_of_file",
     "why",
+    "write_vscode",
 ]

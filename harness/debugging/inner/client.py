@@ -21,10 +21,7 @@ def begin(files: Any, rank: int, words: Any) -> None:
     """
     del words
     config = files.config
-    debugpy = _import(files, config["debugpy"], tuple(config["debugpy_needs"]))
-    # Children would be sessions of their own, at a port that nobody outside the host can reach.
-    debugpy.configure(subProcess=False)
-    _, port = debugpy.listen(("127.0.0.1", 0))
+    debugpy, port = _listen(files, config["debugpy"], tuple(config["debugpy_needs"]))
     sys.breakpointhook = debugpy.breakpoint
     _forget_in_children()
     _relay(files, rank, port)
@@ -33,8 +30,8 @@ def begin(files: Any, rank: int, words: Any) -> None:
     files.go()
 
 
-def _import(files: Any, place: str, needs: Any) -> Any:
-    """The machine's debugpy, or one that the host has itself where that one is too new for its Python."""
+def _listen(files: Any, place: str, needs: Any) -> Any:
+    """The machine's debugpy, listening; or one that the host has itself where that one is too new for it."""
     # It would warn into the log that frozen modules can't be debugged; nobody wants to.
     quiet = "PYDEVD_DISABLE_FILE_VALIDATION"
     before = os.environ.get(quiet)
@@ -45,21 +42,21 @@ def _import(files: Any, place: str, needs: Any) -> Any:
     try:
         import debugpy
 
-        debugpy.listen  # noqa: B018 - the rest of it is imported now
+        # Children would be sessions of their own, at a port that nobody outside the host can reach.
+        debugpy.configure(subProcess=False)
+        _, port = debugpy.listen(("127.0.0.1", 0))
     except Exception as error:
         here = "%d.%d" % sys.version_info[:2]
         if ours:
-            why = "the machine's debugpy can't be used by the host's Python %s (%s: %s)" % (
-                here,
-                type(error).__name__,
-                error,
-            )
+            told: Any = (here, type(error).__name__, error)
+            why = "the machine's debugpy can't be used by the host's Python %s (%s: %s)" % told
         else:
-            why = "the machine's debugpy needs Python %d.%d, the host has %s and no debugpy of its own" % (
-                *needs,
-                here,
-            )
-        files.give_up(why + ": use `harness debug --pdb`, or put debugpy into the image or requirements.txt")
+            told = (*needs, here)
+            why = "the machine's debugpy needs Python %d.%d, the host has %s and no debugpy of its own" % told
+        files.give_up(
+            "ImportError: %s: use `harness debug --pdb`, or put debugpy into the image or requirements.txt"
+            % why
+        )
     finally:
         if ours:
             sys.path.remove(place)
@@ -67,7 +64,7 @@ def _import(files: Any, place: str, needs: Any) -> Any:
             del os.environ[quiet]
         else:
             os.environ[quiet] = before
-    return debugpy
+    return debugpy, port
 
 
 def _relay(files: Any, rank: int, port: int) -> None:
@@ -104,7 +101,9 @@ def _await(debugpy: Any, files: Any, rank: int) -> None:
     thread.join()
     files.resume()
     if why and not debugpy.is_client_connected():
-        files.give_up("rank %d stood before its first line and %s: the script is not run" % (rank, why[0]))
+        files.give_up(
+            "TimeoutError: rank %d stood before its first line and %s: the script is not run" % (rank, why[0])
+        )
 
 
 def _forget_in_children() -> None:

@@ -120,7 +120,8 @@ class Files:
             pass  # nobody reads it
 
     def give_up(self, sentence: str) -> NoReturn:
-        """End the process before its first line."""
+        """End the process before its first line. A sentence that begins with the name of one of Python's
+        exceptions becomes the job's failure reason as well."""
         self.say(sentence)
         os._exit(1)
 

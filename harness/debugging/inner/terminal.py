@@ -362,7 +362,8 @@ def begin(files: Any, rank: int, words: Any) -> None:
             why = console.open()
             if why:
                 files.give_up(
-                    "rank %d stood before its first line and %s: the script is not run" % (rank, why)
+                    "TimeoutError: rank %d stood before its first line and %s: the script is not run"
+                    % (rank, why)
                 )
             files.resume()
             _stop_at_first_line(debugger, words.script)
