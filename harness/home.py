@@ -50,6 +50,11 @@ class Home:
         """What can be thrown away and made again."""
         return self.root / "cache"
 
+    @property
+    def warm(self) -> Path:
+        """One directory per set of warm hosts; made by the first of them."""
+        return self.root / "warm"
+
     def job(self, name: str) -> Path:
         """The directory of the job of that name."""
         return self.jobs / name
