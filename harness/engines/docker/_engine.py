@@ -19,6 +19,7 @@ from harness.engines.docker import _launch
 from harness.engines.docker._daemon import Daemon, connect, explain, status_of
 from harness.engines.docker._host import Attachment, DockerHost, exit_status
 from harness.engines.docker._ownership import Claim, give
+from harness.engines.keeping import Keeping
 from harness.errors import EngineError
 from harness.home import Home
 from harness.model import ExitStatus, HostLaunch
@@ -128,6 +129,31 @@ class DockerEngine:
         with self._lock:
             self._networks.pop(job_name, None)
             self._labels.pop(job_name, None)
+
+    # Hosts that are kept for several jobs
+
+    def keeping(self, launch: HostLaunch) -> Keeping:
+        """See `Keepable.keeping`."""
+        with self._daemon.doing(f"look at the image {launch.image}"):
+            found = self._daemon.client.inspect_image(launch.image)
+        config = found.get("Config") or {}
+        own = config.get("Entrypoint") or () if launch.entrypoint is None else launch.entrypoint
+        # The image's own code would be in a volume, which can't be made anew under a running host.
+        code = launch.ml / "code"
+        baked = not code.is_dir() or not any(code.iterdir())
+        return Keeping(
+            refusal="the script is in the image, not in source_dir" if baked else None,
+            facts={"image": found["Id"], "Docker daemon": self._daemon.address},
+            command=(*own, *launch.command),
+            python="python3",
+        )
+
+    def settle(self, job_name: str) -> None:
+        """See `Keepable.settle`."""
+        with self._lock:
+            labels = self._labels.get(job_name)
+        if labels is not None:
+            give(self._daemon, _claim([labels]))
 
     # Network
 

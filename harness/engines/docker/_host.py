@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -147,6 +147,16 @@ class DockerHost:
 
     def usage(self) -> Usage | None:
         return None if self._ended.is_set() else self._meter.read()
+
+    def watch_oom(self) -> Callable[[int], bool]:
+        """See `KeepableHost.watch_oom`: by the control group's own counter, where it can be seen."""
+        before = self._meter.oom_kills()
+
+        def ran_out(code: int) -> bool:
+            del code
+            return self._meter.oom_kills() > before
+
+        return ran_out
 
     def release(self) -> None:
         """Let go of the live stream, if nobody took it."""

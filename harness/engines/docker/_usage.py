@@ -39,6 +39,18 @@ class Meter:
         except (OSError, ValueError):  # the group goes when the container ends
             return None
 
+    def oom_kills(self) -> int:
+        """How many processes of the container the kernel killed for want of memory; 0 where it can't be told."""
+        if self.groups is None:
+            self.read()
+        if not self.groups:
+            return 0
+        name, file = ("memory", "memory.oom_control") if "memory" in self.groups else ("", "memory.events")
+        try:
+            return _stat(self.groups[name] / file, "oom_kill")
+        except (OSError, ValueError):
+            return 0
+
     def _pid(self) -> int:
         from docker.errors import DockerException
 

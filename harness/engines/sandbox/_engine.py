@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import select
 import signal
@@ -12,7 +13,9 @@ import threading
 from collections.abc import Mapping
 from typing import Any, Final
 
+from harness.engines.keeping import Keeping
 from harness.engines.sandbox import _interpreter, _memory
+from harness.engines.sandbox._environment import inherited
 from harness.engines.sandbox._host import SandboxHost
 from harness.engines.sandbox._layout import Layout
 from harness.engines.sandbox._memory import MemoryGroup
@@ -142,6 +145,32 @@ class SandboxEngine:
         end_orphans(job_name)
         remove_left(job_name)
         _memory.remove_left(job_name)
+
+    def keeping(self, launch: HostLaunch) -> Keeping:
+        """See `Keepable.keeping`."""
+        python = _interpreter.describe(launch.python)
+        info = python.executable.stat()
+        identity = f"{os.path.realpath(python.executable)} {info.st_size} {info.st_mtime_ns}"
+        return Keeping(
+            refusal=f"hosts can be kept only in namespaces ({self._mode.reason})"
+            if self._mode.name == "rewrite"
+            else None,
+            facts={
+                "sandbox's interpreter": identity,
+                # A digest: a proxy's address may hold a password, and facts are shown.
+                **{
+                    f"{name} of your environment": hashlib.sha256(
+                        value.encode(errors="surrogateescape")
+                    ).hexdigest()[:12]
+                    for name, value in inherited(launch, os.environ).items()
+                },
+            },
+            command=(*(launch.entrypoint or ()), *launch.command),
+            python=str(python.executable),
+        )
+
+    def settle(self, job_name: str) -> None:
+        """See `Keepable.settle`: what a sandbox writes is the user's already."""
 
     # ------------------------------------------------------------------------------------------- internals
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from harness.engines.sandbox._interpreter import Interpreter
 from harness.model import Gpu, HostLaunch
 
-__all__ = ["HOME", "compose", "pip_config", "pip_fallback"]
+__all__ = ["HOME", "compose", "inherited", "pip_config", "pip_fallback"]
 
 HOME = "/root"
 """As in AWS's images (contract: A19)."""
@@ -44,12 +44,9 @@ def compose(
         "LANG": "C.UTF-8",
         "PYTHONUNBUFFERED": "1",
     }
-    if "LD_LIBRARY_PATH" in user:
-        environment["LD_LIBRARY_PATH"] = user["LD_LIBRARY_PATH"]
     if python.managed:
         environment["PIP_BREAK_SYSTEM_PACKAGES"] = "1"
-    if not launch.network_isolated:
-        environment |= {name: user[name] for name in _FORWARDED if name in user}
+    environment |= inherited(launch, user)
     environment |= launch.environment
     for name, places in launch.prepend.items():
         environment[name] = f"{places}:{environment[name]}" if environment.get(name) else places
@@ -58,6 +55,12 @@ def compose(
             launch.gpus, launch.environment.get("CUDA_VISIBLE_DEVICES")
         )
     return environment
+
+
+def inherited(launch: HostLaunch, user: Mapping[str, str]) -> dict[str, str]:
+    """What a host gets of the user's own environment."""
+    names = ("LD_LIBRARY_PATH", *(() if launch.network_isolated else _FORWARDED))
+    return {name: user[name] for name in names if name in user}
 
 
 def pip_config(user: Mapping[str, str]) -> Path | None:

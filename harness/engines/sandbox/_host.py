@@ -10,7 +10,7 @@ import subprocess
 import threading
 import time
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import IO, Any, Final
 
 from harness.engines.sandbox import _usage
@@ -193,6 +193,16 @@ class SandboxHost:
             memory_limit_bytes=self._memory_limit or machine_memory(),
             pids=tuple(sorted(found)),
         )
+
+    def watch_oom(self) -> Callable[[int], bool]:
+        """See `KeepableHost.watch_oom`; told as the end of a host is: of the machine's own counter only
+        with the code of a killed process."""
+        group = self._group
+        if group is not None:
+            own_before = group.oom_kills()
+            return lambda code: group.oom_kills() > own_before
+        before = oom_kills()
+        return lambda code: code == 137 and oom_kills() > before
 
     def finish(self, timeout: float) -> bool:
         """Wait until the launcher has cleaned up after the host; whether it did in time.

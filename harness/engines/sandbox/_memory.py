@@ -55,6 +55,10 @@ class MemoryGroup:
     def processes(self) -> Path:
         return self.directory / "cgroup.procs"
 
+    def oom_kills(self) -> int:
+        """How many processes of the group the kernel killed; 0 when the group is gone."""
+        return _count(self.oom_file)
+
     @property
     def oom_file(self) -> Path:
         """Has a line `oom_kill N`."""
@@ -115,8 +119,12 @@ def _seen(point: str, root: str, path: str) -> Path:
 
 def oom_kills() -> int:
     """How often the machine's OOM killer has killed, in all."""
+    return _count(Path("/proc/vmstat"))
+
+
+def _count(path: Path) -> int:
     with contextlib.suppress(OSError):
-        for line in Path("/proc/vmstat").read_text().splitlines():
+        for line in path.read_text().splitlines():
             name, _, count = line.partition(" ")
             if name == "oom_kill":
                 return int(count)

@@ -51,9 +51,7 @@ def is_start_relevant(name: str, *, by_script: bool = True) -> bool:
 
 def start_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """The part of a host's environment that it must have from its start."""
-    return {
-        name: value for name, value in environment.items() if is_start_relevant(name, by_script=False)
-    }
+    return {name: value for name, value in environment.items() if is_start_relevant(name, by_script=False)}
 
 
 def fingerprint(
@@ -83,8 +81,13 @@ def fingerprint(
         "interpreter": first.python,
         "command": [[*(launch.entrypoint or ("",)), *launch.command] for launch in launches],
         "environment": {launch.host: start_environment(launch.environment) for launch in launches},
-        "mounts": {launch.host: {str(each.target): _mount(launch, each) for each in launch.mounts} for launch in launches},
-        "requirements.txt": {launch.host: _digest(launch.ml / "code/requirements.txt") for launch in launches},
+        "mounts": {
+            launch.host: {str(each.target): _mount(launch, each) for each in launch.mounts}
+            for launch in launches
+        },
+        "requirements.txt": {
+            launch.host: _digest(launch.ml / "code/requirements.txt") for launch in launches
+        },
         "preload": list(preload),
     }
 
@@ -184,7 +187,9 @@ def _names(path: str) -> str:
     while pending:
         folder = pending.pop()
         info = os.stat(folder)
-        digest.update(f"{folder}\0{info.st_dev}:{info.st_ino}\0{info.st_mtime_ns}\0".encode(errors="surrogateescape"))
+        digest.update(
+            f"{folder}\0{info.st_dev}:{info.st_ino}\0{info.st_mtime_ns}\0".encode(errors="surrogateescape")
+        )
         with os.scandir(folder) as entries:
             pending += sorted(entry.path for entry in entries if entry.is_dir(follow_symlinks=False))
     return digest.hexdigest()[:16]

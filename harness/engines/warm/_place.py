@@ -1,13 +1,13 @@
 """Where a set of warm hosts lies: `$HARNESS_HOME/warm/<id>`.
 
-    keeper.json         what it is for, by whom it is kept; written once
-    lock                held by the process that keeps the set: free means that it is dead
-    sock                where that process listens
-    log                 what it has to say while no job of its own runs
-    <host>/ml           what the host has at /opt/ml
-    <host>/own/<n>      what it has where a job has directories of its own elsewhere
-    <host>/scratch      the engine's
-    <host>/io           the way to the program that is the host's process 1
+keeper.json         what it is for, by whom it is kept; written once
+lock                held by the process that keeps the set: free means that it is dead
+sock                where that process listens
+log                 what it has to say while no job of its own runs
+<host>/ml           what the host has at /opt/ml
+<host>/own/<n>      what it has where a job has directories of its own elsewhere
+<host>/scratch      the engine's
+<host>/io           the way to the program that is the host's process 1
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from harness.engines.sandbox.inner.remove import remove_tree
-from harness.engines.warm._swap import give_back, lent_to
 
 __all__ = ["HostPlace", "Place", "places"]
 

@@ -20,7 +20,37 @@ from harness.engines.warm._match import is_start_relevant
 __all__ = ["modules"]
 
 _HEAVY: Final = frozenset(
-    ["accelerate", "cv2", "datasets", "deepspeed", "diffusers", "jax", "keras", "lightgbm", "lightning", "matplotlib", "numpy", "pandas", "peft", "PIL", "polars", "pyarrow", "pytorch_lightning", "scipy", "sklearn", "spacy", "tensorflow", "timm", "tokenizers", "torch", "torchaudio", "torchtext", "torchvision", "transformers", "xgboost"]
+    [
+        "accelerate",
+        "cv2",
+        "datasets",
+        "deepspeed",
+        "diffusers",
+        "jax",
+        "keras",
+        "lightgbm",
+        "lightning",
+        "matplotlib",
+        "numpy",
+        "pandas",
+        "peft",
+        "PIL",
+        "polars",
+        "pyarrow",
+        "pytorch_lightning",
+        "scipy",
+        "sklearn",
+        "spacy",
+        "tensorflow",
+        "timm",
+        "tokenizers",
+        "torch",
+        "torchaudio",
+        "torchtext",
+        "torchvision",
+        "transformers",
+        "xgboost",
+    ]
 )
 """What is worth importing beforehand even where only a function imports it."""
 _MOST_FILES: Final = 200
@@ -175,7 +205,8 @@ def _variables_set(node: ast.stmt) -> Iterator[str]:
         for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
             match target:
                 case ast.Subscript(
-                    value=ast.Attribute(attr="environ") | ast.Name(id="environ"), slice=ast.Constant(value=str(name))
+                    value=ast.Attribute(attr="environ") | ast.Name(id="environ"),
+                    slice=ast.Constant(value=str(name)),
                 ):
                     yield name
                 case _:
@@ -184,14 +215,17 @@ def _variables_set(node: ast.stmt) -> Iterator[str]:
         match node.value:
             case ast.Call(
                 func=ast.Attribute(
-                    value=ast.Attribute(attr="environ") | ast.Name(id="environ"), attr="setdefault" | "__setitem__"
+                    value=ast.Attribute(attr="environ") | ast.Name(id="environ"),
+                    attr="setdefault" | "__setitem__",
                 )
                 | ast.Attribute(attr="putenv"),
                 args=[ast.Constant(value=str(name)), *_],
             ):
                 yield name
             case ast.Call(
-                func=ast.Attribute(value=ast.Attribute(attr="environ") | ast.Name(id="environ"), attr="update"),
+                func=ast.Attribute(
+                    value=ast.Attribute(attr="environ") | ast.Name(id="environ"), attr="update"
+                ),
                 args=arguments,
                 keywords=keywords,
             ):

@@ -68,7 +68,9 @@ def _aside(tree: Path) -> Path:
     return tree.with_name(tree.name + _ASIDE)
 
 
-def _move(source: Path, target: Path, points: Collection[PurePosixPath], at: PurePosixPath | None = None) -> None:
+def _move(
+    source: Path, target: Path, points: Collection[PurePosixPath], at: PurePosixPath | None = None
+) -> None:
     """Rename the children of `source`, all but mount points and what is above them; those get `source`'s mode."""
     at = at or PurePosixPath()
     with _writable(source), _writable(target):
