@@ -20,6 +20,9 @@ __all__ = ["Board", "Run", "Series"]
 _TAIL: Final = 400
 """Lines that are kept to be shown; the log file has them all."""
 _POINTS: Final = 256
+_ANNOUNCED: Final = 1
+_TOLD: Final = 2
+_OVER: Final = 3
 _COMMAND: Final = "Invoking script with the following command:"
 
 
@@ -60,7 +63,7 @@ class Run:
     series: dict[str, Series] = field(default_factory=dict)
     samples: dict[str, dict[str, float]] = field(default_factory=dict)
     toolkit: dict[str, int] = field(default_factory=dict)
-    """Host → how far its toolkit's preface was: 1 the command is announced, 2 it was told."""
+    """Host → how far its toolkit's preface is: the command is announced, is told, the script prints."""
     progress: Progress | None = None
     failure: str | None = None
     result: Mapping[str, Any] = field(default_factory=dict)
@@ -70,8 +73,14 @@ class Run:
         match event:
             case Line():
                 self.lines += 1
-                if self.first_line is None and self._is_from_script(event.host, event.event.message):
-                    self.first_line = event.event.timestamp_ms / 1000
+                if self.toolkit.get(event.host) != _OVER and self._is_from_script(
+                    event.host, event.event.message
+                ):
+                    self.toolkit[event.host] = _OVER
+                    self.first_line = self.first_line or event.event.timestamp_ms / 1000
+                    # A hundred lines of the toolkit's are in the log for whom they concern.
+                    mine = [line for line in self.tail if line[0] != event.host]
+                    self.tail = deque(mine, maxlen=_TAIL)
                 self.tail.append((event.host, event.event.message))
             case Phase():
                 self.phases.append(event)
@@ -92,10 +101,10 @@ class Run:
         """Not the toolkit's: it tells the script's command, a line of its own between empty ones, and some notes."""
         seen = self.toolkit.get(host, 0)
         if line == _COMMAND:
-            seen = 1
-        elif seen == 1 and line:
-            seen = 2
-        elif seen == 2 and line and " sagemaker-training-toolkit " not in line:
+            seen = _ANNOUNCED
+        elif seen == _ANNOUNCED and line:
+            seen = _TOLD
+        elif seen == _TOLD and line and " sagemaker-training-toolkit " not in line:
             return True
         self.toolkit[host] = seen
         return False

@@ -8,10 +8,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
-
-if TYPE_CHECKING:
-    from pathspec import GitIgnoreSpec
+from typing import Final
 
 __all__ = ["Ignore", "Rules", "is_litter"]
 
@@ -46,6 +43,34 @@ def is_litter(name: str) -> bool:
     return _IS_LITTER.match(name) is not None
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Pattern:
+    """One line of a .gitignore."""
+
+    regex: re.Pattern[str]
+    """pathspec's. It also finds a path that only lies below what the line names, and then captures a group."""
+    ignores: bool
+    directories: bool
+    """It is about directories only."""
+
+
+def _pattern(line: str) -> _Pattern | None:
+    """What pathspec makes of the line; None when it says nothing. Raises ValueError when it is no pattern.
+
+    pathspec judges files: by a line for directories it finds what is in them. Watch judges each directory
+    before what is in it, as git does, so whether a line is for directories is kept apart.
+    """
+    from pathspec import GitIgnoreSpec
+
+    while line.endswith(" ") and not line.endswith("\\ "):
+        line = line[:-1]
+    directories = line.endswith("/") and line.strip("!/") != ""
+    for found in GitIgnoreSpec.from_lines([line[:-1] if directories else line]).patterns:
+        if found.include is not None and found.regex is not None:
+            return _Pattern(regex=found.regex, ignores=found.include, directories=directories)
+    return None
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Rules:
     """What is ignored in one directory: its own .gitignore, and the rules of the directory above.
@@ -54,7 +79,7 @@ class Rules:
     """
 
     directory: str
-    spec: GitIgnoreSpec | None = None
+    patterns: tuple[_Pattern, ...] = ()
     above: Rules | None = None
     decided: dict[str, bool] = field(default_factory=dict)
     """Answers that were given; `/` at the end of a directory's name."""
@@ -69,14 +94,17 @@ class Rules:
         return self.decided[key]
 
     def _decide(self, name: str) -> bool:
+        is_directory = name.endswith("/")
         rules: Rules | None = self
         while rules is not None:
-            if rules.spec is not None:
-                inside = os.path.relpath(self.directory, rules.directory)
-                path = name if inside == "." else f"{inside}/{name}"
-                said = rules.spec.check_file(path).include
-                if said is not None:
-                    return said
+            inside = os.path.relpath(self.directory, rules.directory)
+            path = os.path.normpath(f"{inside}/{name}")
+            for pattern in reversed(rules.patterns):
+                if pattern.directories and not is_directory:
+                    continue
+                found = pattern.regex.search(path)
+                if found is not None and found.lastindex is None:
+                    return pattern.ignores
             rules = rules.above
         return False
 
@@ -125,31 +153,27 @@ class Ignore:
         known = self._known.get(key)
         if known is not None and known[0] == signature and known[1].above is above:
             return known[1]
-        rules = Rules(directory=directory, spec=self._parse(file) if signature else None, above=above)
+        rules = Rules(directory=directory, patterns=self._parse(file) if signature else (), above=above)
         self._known[key] = (signature, rules)
         return rules
 
-    def _parse(self, file: str) -> GitIgnoreSpec | None:
-        from pathspec import GitIgnoreSpec
-
+    def _parse(self, file: str) -> tuple[_Pattern, ...]:
         try:
-            lines = Path(file).read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
+            text = Path(file).read_text(encoding="utf-8-sig", errors="surrogateescape")
         except OSError as error:
             self.problems.append(f"{file} can't be read ({error.strerror}): what it ignores isn't known")
-            return None
-        return GitIgnoreSpec.from_lines(self._good(file, lines))
+            return ()
+        return tuple(self._patterns(file, text.split("\n")))
 
-    def _good(self, file: str, lines: list[str]) -> Iterator[str]:
-        """Git skips a pattern that is none; pathspec refuses the whole file."""
-        from pathspec import GitIgnoreSpec
-
+    def _patterns(self, file: str, lines: list[str]) -> Iterator[_Pattern]:
         for number, line in enumerate(lines, start=1):
             try:
-                GitIgnoreSpec.from_lines([line])
+                pattern = _pattern(line.removesuffix("\r"))
             except ValueError:
                 self.problems.append(f"{file}, line {number}: {line!r} is no pattern and ignores nothing")
                 continue
-            yield line
+            if pattern is not None:
+                yield pattern
 
 
 def _signature(file: str) -> tuple[int, int, int] | None:

@@ -41,7 +41,7 @@ def why_poll(directories: Iterable[str], mounts: Path = _MOUNTS) -> str | None:
     for directory in directories:
         place = Path(directory)
         kind = next((types[str(each)] for each in (place, *place.parents) if str(each) in types), "")
-        if kind in _SHARED or kind.startswith("fuse"):
+        if kind in _SHARED or kind.startswith("fuse."):
             return f"{directory} is on {kind}, where others can change files unnoticed"
     return None
 
