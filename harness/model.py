@@ -115,6 +115,10 @@ class Spec:
     warnings: tuple[str, ...] = ()
     provenance: Mapping[str, str] = field(default_factory=dict)
     """Dotted request path → "job.toml", "default", "--option", for `plan`."""
+    source: Path | None = None
+    """Where the code came from on this machine, if no upload says it: that of a rerun is in the store already."""
+    rerun_of: str | None = None
+    """The job that this one runs again."""
 
     @property
     def job_name(self) -> str:

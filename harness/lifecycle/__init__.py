@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from harness.lifecycle._clean import LEFT, clean_left
+    from harness.lifecycle._compare import base_name
     from harness.lifecycle._describe import describe
     from harness.lifecycle._entries import HostEntry, host_entries
     from harness.lifecycle._owner import owned, recover, spawn
@@ -19,6 +20,7 @@ else:
         __name__,
         {
             "_clean": ("LEFT", "clean_left"),
+            "_compare": ("base_name",),
             "_describe": ("describe",),
             "_entries": ("HostEntry", "host_entries"),
             "_owner": ("owned", "recover", "spawn"),
@@ -33,6 +35,7 @@ __all__ = [
     "Bundle",
     "HostEntry",
     "Understudy",
+    "base_name",
     "clean_left",
     "compose",
     "describe",

@@ -121,7 +121,8 @@ def source_path(record: JobRecord) -> Path | None:
     for upload in record.spec.get("uploads", ()):
         if upload.get("kind") == "source":
             return Path(upload["path"])
-    return None
+    source = record.spec.get("source")
+    return None if source is None else Path(source)
 
 
 def _flat_request(record: JobRecord) -> dict[str, Any]:

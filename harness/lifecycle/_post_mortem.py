@@ -175,6 +175,7 @@ def _compose(
         kernel_problem=kernel_problem,
         request=record.request,
         memory_limit=record.plan.get("memory_bytes"),
+        stopped=record.result.get("stop") is not None,
     )
     verdict = judge(facts)
     changes = changes_since_good(store, record)
@@ -199,7 +200,7 @@ def _compose(
             "advice": list(verdict.advice),
         },
         "source": code.around(verdict.frame),
-        "hosts": [_told(host, home, record) for host in hosts],
+        "hosts": [_told(host, home, record, stopped=facts.stopped) for host in hosts],
         "tracebacks": [
             {
                 "host": host.name,
@@ -253,12 +254,12 @@ def _host_facts(
     )
 
 
-def _told(host: HostFacts, home: Home, record: JobRecord) -> JsonObject:
+def _told(host: HostFacts, home: Home, record: JobRecord, *, stopped: bool) -> JsonObject:
     root = host.scan.root_cause
     return {
         "name": host.name,
         "exit_code": host.exit_code,
-        "exit_words": exit_words(host.exit_code),
+        "exit_words": exit_words(host.exit_code, oom_killed=host.oom_killed, stopped=stopped),
         "script_exit_code": host.script_code,
         "script_exit_words": None if host.script_code is None else exit_words(host.script_code),
         "failed_step": host.failed_step or None,

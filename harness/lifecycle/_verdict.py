@@ -105,6 +105,8 @@ class Facts:
     request: JsonObject = field(default_factory=dict)
     memory_limit: int | None = None
     """`[local] memory` in bytes."""
+    stopped: bool = False
+    """Hosts were told to stop, and killed if they didn't."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,10 +125,17 @@ class Verdict:
     """What to do about it, one sentence each."""
 
 
-def exit_words(code: int | None) -> str:
-    """An exit code in words: 137, -9 → `SIGKILL: killed at once, by the kernel or by somebody`."""
+def exit_words(code: int | None, *, oom_killed: bool = False, stopped: bool = False) -> str:
+    """An exit code in words: 137, -9 → `SIGKILL: killed at once, by the kernel or by somebody`.
+
+    `stopped`: by whom is known: by us, after SIGTERM (contract: G9).
+    """
     if code is None:
         return "it left no exit code"
+    if code in (137, -9) and oom_killed:
+        return "SIGKILL: by the kernel, out of memory"
+    if code in (137, -9) and stopped:
+        return "SIGKILL: by the stop, since SIGTERM didn't end it"
     number = -code if code < 0 else code - 128 if code > 128 else 0
     if number:
         try:
@@ -415,9 +424,7 @@ def _standing(facts: Facts, kind: str, sentence: str) -> Verdict:
     if stacks is not None:
         found = standstill(stacks)
         scripts = [each for each in stacks.scripts if each.frames]
-        at = next(
-            (each for each in scripts if found and each.rank in found.behind), next(iter(scripts), None)
-        )
+        at = next((each for each in scripts if found and each.pid in found.pids), next(iter(scripts), None))
         if at is not None:
             frame, rank, host = at.own, at.rank, at.host
     return Verdict(kind=kind, sentence=sentence, host=host, rank=rank, frame=frame)

@@ -133,7 +133,9 @@ class Standstill:
 
     sentence: str
     behind: tuple[int, ...] = ()
-    """Ranks that the others wait for."""
+    """Ranks that the others wait for, where ranks are known."""
+    pids: tuple[int, ...] = ()
+    """Their processes, where there are any."""
 
 
 def is_own_code(file: str) -> bool:
@@ -367,11 +369,12 @@ def standstill(stacks: Stacks) -> Standstill | None:
         return None
     if elsewhere and len(elsewhere) < len(ranks):
         numbers = tuple(stack.rank for stack in elsewhere if stack.rank is not None)
-        place = f" (in {elsewhere[0].where})" if elsewhere[0].where else ""
+        place = f" (at {elsewhere[0].where})" if elsewhere[0].where else ""
         return Standstill(
             sentence=f"{_named(elsewhere)} {'is' if len(elsewhere) == 1 else 'are'} behind{place}: "
             f"{_all_others(waiting, ranks)} in {_operations(waiting)}",
             behind=numbers,
+            pids=tuple(stack.pid for stack in elsewhere),
         )
     if gone and not elsewhere and len(present) == len(ranks):
         listed = _numbers(gone)
@@ -390,6 +393,7 @@ def standstill(stacks: Stacks) -> Standstill | None:
         return Standstill(
             sentence=f"the ranks wait in different collective operations: {told}",
             behind=tuple(each.rank for each in few if each.rank is not None) if len(groups) == 2 else (),
+            pids=tuple(each.pid for each in few) if len(groups) == 2 else (),
         )
     return Standstill(sentence=f"all ranks wait in {_operations(waiting)}")
 
@@ -411,7 +415,12 @@ def _named(stacks: Iterable[Stack]) -> str:
     numbers = [stack.rank for stack in several if stack.rank is not None]
     if len(numbers) == len(several):
         return _numbers(numbers)
-    return " and ".join(f"process {stack.pid} of {stack.host}" for stack in several[:4])
+    hosts = [stack.host for stack in several]
+    if len({*hosts}) == len(
+        hosts
+    ):  # one each, started by the script's own means: who is which rank isn't told
+        return _listed(hosts)
+    return _listed([f"process {stack.pid} of {stack.host}" for stack in several])
 
 
 def _numbers(numbers: Sequence[int]) -> str:
@@ -419,7 +428,13 @@ def _numbers(numbers: Sequence[int]) -> str:
         return f"rank {numbers[0]}"
     if len(numbers) > 6:
         return f"ranks {numbers[0]}, {numbers[1]}, … {numbers[-1]} ({len(numbers)} ranks)"
-    return f"ranks {', '.join(map(str, numbers[:-1]))} and {numbers[-1]}"
+    return f"ranks {_listed(list(map(str, numbers)))}"
+
+
+def _listed(words: Sequence[str]) -> str:
+    if len(words) > 6:
+        return f"{words[0]}, {words[1]}, … {words[-1]} ({len(words)} in all)"
+    return " and ".join([*([", ".join(words[:-1])] if len(words) > 1 else []), words[-1]])
 
 
 def read_stacks(value: Any) -> Stacks:
