@@ -17,6 +17,7 @@ __all__ = ["compiled"]
 
 _ENTRY: Final = "train.py"
 _ROLE: Final = f"arn:aws:iam::{Spec.account}:role/SageMakerRole"
+_IMAGE: Final = f"763104351884.dkr.ecr.{Spec.region}.amazonaws.com/pytorch-training:1.13.1-gpu-py39"
 _TYPES: Final = ((0, "ml.m5.xlarge"), (1, "ml.g5.xlarge"), (4, "ml.g5.12xlarge"), (8, "ml.p4d.24xlarge"))
 """GPUs of this machine, and the instance type that a cell without a spec asks for."""
 
@@ -62,8 +63,9 @@ def _defaults() -> dict[str, Any]:
         "role": _ROLE,
         "instance_type": next((name for most, name in _TYPES if gpus <= most), _TYPES[-1][1]),
         "instance_count": 1,
-        "image_uri": "harness-pytorch",
-        "local": {"engine": "sandbox"},
+        "region": Spec.region,
+        "image_uri": _IMAGE,
+        "local": {"engine": "sandbox", "images": {"*": "harness-pytorch"}},
     }
 
 

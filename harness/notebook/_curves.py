@@ -4,22 +4,13 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
+from harness.notebook._picture import USAGE, Picture, Point
 from harness.quantities import number
 
-if TYPE_CHECKING:
-    from harness.notebook._picture import Picture, Point
+__all__ = ["png", "sparkline"]
 
-__all__ = ["USAGE", "png", "sparkline"]
-
-USAGE: Final = {
-    "CPUUtilization": "CPU",
-    "MemoryUtilization": "memory",
-    "GPUUtilization": "GPU",
-    "GPUMemoryUtilization": "GPU memory",
-    "DiskUtilization": "disk",
-}
 _DRAWN: Final = ("CPUUtilization", "MemoryUtilization", "GPUUtilization", "GPUMemoryUtilization")
 _COLOURS: Final = ("#2f7ed8", "#e4572e", "#17a37a", "#9b5de5", "#e0a100", "#0fa3b1", "#d1478c", "#7a8b3c")
 _INK: Final = "#808890"

@@ -10,7 +10,6 @@ import base64
 from html import escape
 from typing import Final
 
-from harness.notebook._curves import USAGE
 from harness.notebook._picture import Picture
 from harness.quantities import duration, harmless, number, size
 
@@ -37,6 +36,10 @@ _HOST_COLOURS: Final = ("#0fa3b1", "#d1478c", "#b07d00", "#2f7ed8", "#1a8f5a")
 _FAINT: Final = "#808890"
 _LINE: Final = "rgba(128,136,144,.35)"
 _MONO: Final = "ui-monospace,SFMono-Regular,Menlo,Consolas,monospace"
+_PRE: Final = (
+    f"white-space:pre-wrap;overflow-wrap:anywhere;background:none;color:inherit;font:12px/1.45 {_MONO}"
+)
+_WRONG: Final = "background:rgba(208,52,44,.22);font-weight:600"
 
 
 def html(picture: Picture, image: bytes | None = None) -> str:
@@ -114,15 +117,34 @@ def _progress(picture: Picture) -> str:
 
 def _verdict(picture: Picture) -> str:
     record = picture.record
-    if not record.failure_reason:
+    found = picture.verdict
+    if found is None and not record.failure_reason:
         return ""
+    parts = []
+    if found is not None:
+        parts.append(f'<div style="font-weight:600">{escape(harmless(found["verdict"]["sentence"]))}</div>')
+        parts += [f"<div>{escape(harmless(each))}</div>" for each in found["verdict"]["advice"]]
+    source = picture.failed_source
+    if source:
+        rows = "".join(
+            f'<div style="{_WRONG if here else ""}"><span style="color:{_FAINT}">{number:>4}  </span>'
+            f"{escape(harmless(text))}</div>"
+            for number, text, here in source
+        )
+        parts.append(f'<pre style="margin:6px 0;{_PRE}">{rows}</pre>')
+    if record.failure_reason:
+        reason = escape(_harmless(record.failure_reason))
+        parts.append(
+            f'<div style="color:{_FAINT};margin-top:4px">FailureReason</div><pre style="margin:0;{_PRE}">{reason}</pre>'
+        )
     command = f"%harness why {record.name}"
+    parts.append(
+        f'<div style="color:{_FAINT};margin-top:5px">all of it: <code style="font:12px {_MONO}">'
+        f"{escape(command)}</code></div>"
+    )
     return (
         '<div style="margin:9px 0;padding:7px 10px;border-radius:4px;background:rgba(208,52,44,.10)">'
-        f'<pre style="margin:0;white-space:pre-wrap;background:none;color:inherit;font:12px/1.45 {_MONO}">'
-        f"{escape(_harmless(record.failure_reason))}</pre>"
-        f'<div style="color:{_FAINT};margin-top:4px">What happened, in one screen: '
-        f'<code style="font-family:{_MONO}">{escape(command)}</code></div></div>'
+        f"{''.join(parts)}</div>"
     )
 
 
@@ -147,12 +169,10 @@ def _numbers(picture: Picture) -> str:
             for name, values in rows
         )
         table = (
-            '<table style="border-collapse:collapse;border:0;margin:8px 0 0;font-variant-numeric:tabular-nums">'
+            '<table style="border-collapse:collapse;border:0;margin:8px 0 0;font-size:13px;color:inherit;font-variant-numeric:tabular-nums">'
             f'<tr style="background:none"><th {left}></th>{heads}</tr>{body}</table>'
         )
-    usage = " · ".join(
-        f"{escape(USAGE.get(name, name))} <b>{value:.0f} %</b>" for name, value in picture.last_usage()
-    )
+    usage = " · ".join(f"{escape(name)} <b>{value:.0f} %</b>" for name, value in picture.last_usage())
     when = "at the end" if picture.over else "now"
     return table + (f'<div style="color:{_FAINT};margin-top:6px">{when}: {usage}</div>' if usage else "")
 
@@ -188,8 +208,7 @@ def _log(picture: Picture) -> str:
     return (
         f'<div style="display:flex;flex-direction:column-reverse;max-height:15em;overflow:auto;margin-top:9px;'
         f'border-top:1px solid {_LINE};padding-top:6px">'
-        f'<pre style="margin:0;white-space:pre-wrap;overflow-wrap:anywhere;background:none;color:inherit;'
-        f'font:12px/1.45 {_MONO}">{before}{lines}</pre></div>'
+        f'<pre style="margin:0;{_PRE}">{before}{lines}</pre></div>'
     )
 
 

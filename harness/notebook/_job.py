@@ -25,10 +25,12 @@ class Job:
     In a notebook it shows itself: status, phases, metrics with their curves, what it printed last.
     """
 
+    _shown: object = None
+    """The cell that showed it live, and needn't show it again."""
+
     def __init__(self, name: str, *, home: Home | None = None) -> None:
         """Raises UsageError when there is no job of that name."""
         self._home = home or Home.find()
-        self._shown: object = None
         with Store(self._home) as store:
             self.name = store.summary(name).name
 
@@ -128,10 +130,14 @@ class Job:
         return f"<Job {self.name}: {record.status}, {took}{reason}>"
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
-        del cycle
+        from harness.notebook._live import executing
         from harness.notebook._picture import Picture
         from harness.notebook._text import text
 
+        inside = cycle or len(printer.stack) > 1
+        if inside or (self._shown is not None and self._shown == executing()):
+            printer.text(repr(self))
+            return
         printer.text(text(Picture.of(self._home, self.name)))
 
     def _repr_html_(self) -> str:
@@ -144,9 +150,9 @@ class Job:
 
     def _ipython_display_(self) -> None:
         """Nothing in the cell that has just shown it live; else IPython goes on to the other forms."""
-        from harness.notebook._live import executing
+        from harness.notebook._live import executing, has_front_end
 
-        if self._shown is not None and self._shown == executing():
+        if has_front_end() and self._shown is not None and self._shown == executing():
             return
         raise NotImplementedError
 

@@ -18,7 +18,7 @@ from harness.store import Store
 from harness.targets import follow as following
 from harness.targets.interrupts import Interrupts
 
-__all__ = ["Interrupted", "attend", "executing", "interruptible"]
+__all__ = ["Interrupted", "attend", "executing", "has_front_end", "interruptible", "shell"]
 
 _REDRAW: Final = 0.25
 """Seconds between two states of the panel."""
@@ -51,7 +51,12 @@ def shell() -> Any:
 def executing() -> object:
     """What identifies the cell that is being executed; None where there are no cells."""
     found = shell()
-    return (id(found), found.execution_count) if found is not None and hasattr(found, "kernel") else None
+    return None if found is None else (id(found), found.execution_count)
+
+
+def has_front_end() -> bool:
+    """Whether outputs go to a notebook; a terminal only takes lines."""
+    return hasattr(shell(), "kernel")
 
 
 @contextlib.contextmanager
@@ -116,7 +121,7 @@ def _interrupt(home: Home, name: str, count: int) -> str:
 def _view(quiet: bool) -> _View:
     if quiet:
         return _Nothing()
-    return _Panel() if executing() is not None else _Lines(print)
+    return _Panel() if has_front_end() else _Lines(print)
 
 
 class _Nothing:
@@ -209,5 +214,10 @@ class _Lines:
                     self._told_at = time.monotonic()
                     self._write("  ".join(f"{name} {number(value)}" for name, value in self._values.items()))
                     self._values = {}
+            case following.End():
+                from harness.notebook._text import headline, phases, summary, verdict
+
+                for line in (headline(picture), f"  {phases(picture)}", *verdict(picture), *summary(picture)):
+                    self._write(line)
             case _:
                 pass

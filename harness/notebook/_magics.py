@@ -78,7 +78,7 @@ def magic(line: str, cell: str | None = None) -> Any:
         if cell is not None:
             return _run(words[1:] if words[:1] == ["run"] else words, cell)
         if not words or words[0] in ("-h", "--help", "help"):
-            print(_HELP + COMMAND.get_help(click.Context(COMMAND)))
+            print(_HELP + COMMAND.get_help(click.Context(COMMAND, info_name="%harness run")))
             return None
         if words[0] == "run":
             return _run(words[1:], None)
@@ -138,8 +138,6 @@ def _submit(spec: Spec, accepting: Any) -> Job:
     from harness.targets import local
 
     home = Home.find()
-    for warning in spec.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
     return Job(local.submit(spec, home=home, accepting=accepting).name, home=home)
 
 

@@ -10,16 +10,28 @@ from pathlib import Path
 from typing import Any, Final
 
 from harness.home import Home
-from harness.model import MetricPoint, Transition, Treatment
+from harness.model import JsonObject, MetricPoint, Transition, Treatment
 from harness.store import JobRecord, Progress, Store
 from harness.targets import follow as following
 from harness.telemetry import LogReader
 
-__all__ = ["Picture", "Point"]
+__all__ = ["USAGE", "Picture", "Point"]
+
+USAGE: Final = {
+    "CPUUtilization": "CPU",
+    "MemoryUtilization": "memory",
+    "GPUUtilization": "GPU",
+    "GPUMemoryUtilization": "GPU memory",
+    "DiskUtilization": "disk",
+}
+"""What the hosts used, and how people call it."""
 
 Point = tuple[float, float]
 """Seconds since the job was created, and a value."""
 _ENDS: Final = ("Completed", "Failed", "Stopped", "MaxRuntimeExceeded", "MaxWaitTimeExceeded")
+_BLINK: Final = 0.05
+"""Seconds that nobody wants to hear about."""
+_AROUND: Final = 3
 _LINE: Final = 2000
 """Characters of a log line that are kept: a cell is no place for more."""
 
@@ -143,7 +155,11 @@ class Picture:
             if each.status not in _ENDS:
                 end = each.end or self.record.ended or time.time()
                 spent[each.status] = spent.get(each.status, 0.0) + max(0.0, end - each.start)
-        return list(spent.items())
+        return [
+            (name, seconds)
+            for name, seconds in spent.items()
+            if seconds >= _BLINK or (name == self.current and not self.over)
+        ]
 
     @property
     def where(self) -> str:
@@ -181,7 +197,29 @@ class Picture:
     def last_usage(self) -> list[tuple[str, float]]:
         """The last sample of each kind; of several hosts the busiest."""
         return [
-            (name, max(points[-1][1] for points in by_host.values()))
-            for name, by_host in self.usage.items()
-            if by_host
+            (name, max(points[-1][1] for points in self.usage[metric].values()))
+            for metric, name in USAGE.items()
+            if self.usage.get(metric)
+        ]
+
+    @property
+    def verdict(self) -> JsonObject | None:
+        """Of a job that didn't end well: its post-mortem bundle (docs/post-mortem.md), if one was kept."""
+        from harness.lifecycle import read_bundle
+
+        if not self.over or self.record.status == "Completed":
+            return None
+        bundle = read_bundle(self.home, self.record.name)
+        return None if bundle is None else bundle.document
+
+    @property
+    def failed_source(self) -> list[tuple[int, str, bool]]:
+        """The lines around the one that failed: number, text, whether it is that one."""
+        source = (self.verdict or {}).get("source")
+        if not source:
+            return []
+        return [
+            (number, text, number == source["line"])
+            for number, text in enumerate(source["lines"], start=source["first"])
+            if abs(number - source["line"]) <= _AROUND
         ]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Final
 
-from harness.notebook._curves import USAGE, sparkline
+from harness.notebook._curves import sparkline
 from harness.notebook._picture import Picture
 from harness.quantities import duration, harmless, number, size
 
-__all__ = ["headline", "phases", "text"]
+__all__ = ["headline", "phases", "summary", "text", "verdict"]
 
 _TAIL: Final = 12
 _NAME: Final = 24
@@ -20,7 +20,7 @@ def text(picture: Picture, *, tail: int = _TAIL) -> str:
         [
             headline(picture),
             *_phase_lines(picture),
-            *_verdict(picture),
+            *verdict(picture),
             *_log(picture, tail),
             *summary(picture),
         ]
@@ -51,9 +51,15 @@ def _phase_lines(picture: Picture) -> list[str]:
     return lines + [f"  {each}" for each in picture.said]
 
 
-def _verdict(picture: Picture) -> list[str]:
-    reason = picture.record.failure_reason
-    return [f"  {harmless(line)}" for line in reason.splitlines()] if reason else []
+def verdict(picture: Picture) -> list[str]:
+    """Why it didn't end well: one sentence, the lines of the source, then SageMaker's own words."""
+    found, reason = picture.verdict, picture.record.failure_reason
+    lines = [f"  {harmless(found['verdict']['sentence'])}"] if found else []
+    lines += [
+        f"  {'→' if here else ' '} {number:>4}  {harmless(line)}"
+        for number, line, here in picture.failed_source
+    ]
+    return lines + [f"  {harmless(line)}" for line in (reason or "").splitlines()]
 
 
 def _log(picture: Picture, tail: int) -> list[str]:
@@ -75,7 +81,7 @@ def _metrics(picture: Picture) -> list[str]:
 
 
 def _usage(picture: Picture) -> list[str]:
-    values = [f"{USAGE.get(name, name)} {value:.0f} %" for name, value in picture.last_usage()]
+    values = [f"{name} {value:.0f} %" for name, value in picture.last_usage()]
     return [f"  {' · '.join(values)}"] if values else []
 
 
