@@ -76,6 +76,9 @@ class LocalOptions:
     """Keep the hosts prepared for the next matching job, with the script's heavy modules imported."""
     warm_idle: float = 900.0
     """Seconds after which a warm host that nobody used goes away."""
+    warm_memory: str | None = None
+    """Memory that must stay available on this machine, as of `shm_size`: with less, warm hosts that nobody uses
+    go away. Default: a tenth."""
     preload: tuple[str, ...] | None = None
     """Modules that a warm host imports beforehand; None: those that the script imports."""
     hang_after: float = 300.0

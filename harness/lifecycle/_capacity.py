@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Collection
 from typing import Final
 
 from harness.model import Gpu
@@ -26,12 +27,18 @@ def slots() -> int:
 
 
 def try_claim(
-    store: Store, name: str, *, hosts: int, gpus: int, machine: tuple[Gpu, ...]
+    store: Store,
+    name: str,
+    *,
+    hosts: int,
+    gpus: int,
+    machine: tuple[Gpu, ...],
+    preferred: Collection[str] = (),
 ) -> tuple[Gpu, ...] | None:
     """Claim `hosts` slots and `gpus` GPUs for the job; the GPUs, or None when it must wait.
 
     First come, first served: a job waits behind every older one that is still waiting, so a big job is
-    not overtaken for ever by small ones.
+    not overtaken for ever by small ones. `preferred`: the GPUs, by UUID, to take rather than others.
     """
     with store.transaction():
         mine = store.summary(name)
@@ -50,7 +57,8 @@ def try_claim(
         free_gpus = [gpu for gpu in machine if gpu.uuid not in held]
         if len(free_slots) < wanted or len(free_gpus) < gpus:
             return None
-        chosen = tuple(free_gpus[:gpus])
+        first = sorted(free_gpus, key=lambda gpu: gpu.uuid not in preferred)[:gpus]
+        chosen = tuple(gpu for gpu in machine if gpu in first)
         store.claim(name, {"slot": free_slots[:wanted], "gpu": [gpu.uuid for gpu in chosen]})
         return chosen
 

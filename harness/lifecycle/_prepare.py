@@ -209,7 +209,7 @@ class Preparation:
         plan = job.plan
         sandbox = plan.engine == "sandbox"
         gpus = prepared.gpus[host]
-        hostname = contract.ec2_hostname(job.name, host, job.spec.region)
+        hostname = contract.ec2_hostname(job.hostname_seed, host, job.spec.region)
         environment = contract.platform_environment(
             self._request, job_arn=job.spec.job_arn, region=job.spec.region, hostname=hostname, gpus=len(gpus)
         )

@@ -21,7 +21,7 @@ from typing import Any, Final
 
 from harness import contract
 from harness._values import dataclass
-from harness.engines import Engine, Host, open_engine
+from harness.engines import Engine, Host
 from harness.errors import (
     ClientError,
     DiskError,
@@ -36,6 +36,7 @@ from harness.lifecycle._artifacts import Artifacts
 from harness.lifecycle._capacity import try_claim
 from harness.lifecycle._clean import LEFT, clean
 from harness.lifecycle._entries import record_entries
+from harness.lifecycle._keeper import Keeper
 from harness.lifecycle._owner import LOG, own, recover
 from harness.lifecycle._pause import Pause
 from harness.lifecycle._prepare import Preparation, Prepared
@@ -47,22 +48,36 @@ __all__ = ["supervise"]
 
 _CLAIM_POLL: Final = 0.1
 _RECOVER_EVERY: Final = 2.0
+_KEEPER_DIED: Final = "the process that kept the warm host died"
 
 
 def supervise(home: Home, name: str, lock: int | None = None) -> None:
-    """Own the job until it is terminal. Returns at once when another process owns it.
+    """Own the job until it is terminal. Returns at once when another process owns it, and when hosts were kept
+    warm not before they are gone: until then other jobs are handed over to this process.
 
     `lock`: the lock's descriptor, if this process inherited it. The process is to be the job's alone.
     """
     # By it engines tell what is theirs, also when the job was submitted to a place that it doesn't name.
     os.environ[VARIABLE] = str(home.root)
+    keeper = Keeper(home)
+
+    def run(name: str, lock: int | None) -> None:
+        _supervise(home, name, lock, keeper)
+        if lock is not None and keeper.keeps:
+            os.close(lock)  # the process stays, the job has ended
+
+    run(name, lock)
+    keeper.stay(run)
+
+
+def _supervise(home: Home, name: str, lock: int | None, keeper: Keeper) -> None:
     with own(home, name, lock) as mine:
         if not mine:
             return
         with Store(home) as store:
             store.reserve()
             try:
-                Supervisor(home, store, name).run()
+                Supervisor(home, store, name, keeper).run()
             except StoreError:
                 raise  # nothing can be put on record: the next command tries again
             except Exception as error:
@@ -141,15 +156,18 @@ def _unforeseen(error: Exception, directory: Path) -> InternalServerError:
 class Supervisor:
     """Runs one job. Everything it does is safe to do again after a crash."""
 
-    def __init__(self, home: Home, store: Store, name: str) -> None:
+    def __init__(self, home: Home, store: Store, name: str, keeper: Keeper) -> None:
         self.home = home
         self.store = store
         self.name = name
+        self._keeper = keeper
         record = store.job(name)
         self.spec = from_json(Spec, record.spec)
         self.plan = from_json(Plan, record.plan)
         self.request = self.spec.request
         self.created = record.created
+        self.hostname_seed = keeper.hostname_seed(name)
+        self.cold_reason = str(record.result.get("warm", {}).get("why") or _KEEPER_DIED)
         self.directory = home.job(name)
         self._progress_at = 0.0
         self._clock = time.time() - time.monotonic()
@@ -166,7 +184,7 @@ class Supervisor:
             return
         outcome = self._stored("final")
         try:
-            engine = open_engine(self.plan.engine)
+            engine = self._keeper.engine(self)
         except MachineError as error:
             outcome = outcome or _failed(InternalServerError(str(error)))
             self._finish(None, outcome, f"the {self.plan.engine} engine can't be used: {error}")
@@ -225,12 +243,13 @@ class Supervisor:
             engine.close(self.name)  # what an earlier attempt, or a supervisor that was killed, left
         gpus = self._acquire()
         prepared = preparation.fresh(gpus)
-        self._check_stop()
+        self.check_stop()
         self._to("Training", contract.messages.TRAINING, training_start=self._training_start())
         # Every host's launch is on record before the first one starts: a supervisor that takes over
         # must know what to look for.
         self.store.put_hosts(self.name, prepared.records)
         engine.prepare(prepared.launches)
+        self._tell_of_warmth()
         if len(prepared.launches) == 1:
             return prepared, {launch.host: engine.start(launch) for launch in prepared.launches}
         from concurrent.futures import ThreadPoolExecutor
@@ -238,6 +257,11 @@ class Supervisor:
         with ThreadPoolExecutor(max_workers=8, thread_name_prefix="start") as pool:
             started = pool.map(engine.start, prepared.launches)
             return prepared, {host.name: host for host in started}
+
+    def _tell_of_warmth(self) -> None:
+        """On record whether the hosts were warm, and whether they will be."""
+        if (told := self._keeper.told()) is not None:
+            self.store.merge_result(self.name, warm=told)
 
     def _recorded_end(self) -> tuple[Prepared, Verdict] | None:
         """The end of hosts that an earlier supervisor saw and recorded, but didn't live to judge."""
@@ -308,6 +332,7 @@ class Supervisor:
         except EngineError as error:
             # How the hosts ended is known all the same, and it is what the user wants to know.
             self.note(str(error))
+        self._tell_of_warmth()
         outcome = self._decide(prepared, verdict)
         self.store.merge_result(
             self.name,
@@ -414,9 +439,14 @@ class Supervisor:
         machine = allowed_gpus(Machine.probe(self.home), self.spec.local.gpus) if self.plan.gpus else ()
         next_recovery = time.monotonic() + _RECOVER_EVERY
         while True:
-            self._check_stop()
+            self.check_stop()
             gpus = try_claim(
-                self.store, self.name, hosts=len(self.plan.hosts), gpus=self.plan.gpus, machine=machine
+                self.store,
+                self.name,
+                hosts=len(self.plan.hosts),
+                gpus=self.plan.gpus,
+                machine=machine,
+                preferred=self._keeper.preferred_gpus(),
             )
             if gpus is not None:
                 return gpus
@@ -426,7 +456,7 @@ class Supervisor:
                 next_recovery = time.monotonic() + _RECOVER_EVERY
                 recover(self.home, self.store)
 
-    def _check_stop(self) -> None:
+    def check_stop(self) -> None:
         if self.store.summary(self.name).stop_request is not StopRequest.NONE:
             self._to("Stopping", contract.messages.STOPPING, status="Stopping")
             raise _StopAskedError(StopCause.USER)
@@ -505,7 +535,7 @@ class Supervisor:
             self.store.set_progress(self.name, Progress(what=what, done=done, total=total))
         job = self.store.summary(self.name)
         if job.secondary_status != "Uploading":
-            self._check_stop()
+            self.check_stop()
         elif job.stop_request is StopRequest.KILL:
             raise _StopAskedError(StopCause.USER)
 

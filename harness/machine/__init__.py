@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from harness.machine._checks import Check, checks
     from harness.machine._daemon import Docker, Image
+    from harness.machine._limits import available_memory
     from harness.machine._machine import Machine, Probe
     from harness.machine._namespaces import Sandbox, remember, sandbox
     from harness.machine._python import Python
@@ -18,6 +19,7 @@ else:
         {
             "_checks": ("Check", "checks"),
             "_daemon": ("Docker", "Image"),
+            "_limits": ("available_memory",),
             "_machine": ("Machine", "Probe"),
             "_namespaces": ("Sandbox", "remember", "sandbox"),
             "_python": ("Python",),
@@ -32,6 +34,7 @@ __all__ = [
     "Probe",
     "Python",
     "Sandbox",
+    "available_memory",
     "checks",
     "remember",
     "sandbox",

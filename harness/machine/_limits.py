@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["cores", "memory_bytes"]
+__all__ = ["available_memory", "cores", "memory_bytes"]
 
 _ROOT = Path("/")
 _UNLIMITED = 1 << 60
@@ -32,6 +32,36 @@ def memory_bytes(root: Path = _ROOT) -> int:
             if limit is not None and 0 < limit < _UNLIMITED:
                 total = min(total, limit)
     return total
+
+
+def available_memory(root: Path = _ROOT) -> tuple[int, int]:
+    """Bytes of memory that may be used in all, and how many of them are free or could be freed at once.
+
+    A control group's page cache counts as used, but for the part that nobody asked for lately.
+    """
+    total = available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for line in (root / "proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            available = int(line.split()[1]) * 1024
+    for group in _groups(root, "memory"):
+        for most, used, inactive in (
+            ("memory.max", "memory.current", "inactive_file "),
+            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file "),
+        ):
+            limit, usage = _number(group / most), _number(group / used)
+            if limit is None or usage is None or not 0 < limit < _UNLIMITED:
+                continue
+            total = min(total, limit)
+            available = min(available, limit - usage + _field(group / "memory.stat", inactive))
+    return total, max(available, 0)
+
+
+def _field(path: Path, name: str) -> int:
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith(name)), 0)
 
 
 def _quota(group: Path) -> float | None:

@@ -9,5 +9,6 @@ from harness.plan._gpus import allowed_gpus
 from harness.plan._json import to_json
 from harness.plan._make import make
 from harness.plan._render import render
+from harness.plan._sizes import parse as parse_size
 
-__all__ = ["allowed_gpus", "make", "render", "to_json"]
+__all__ = ["allowed_gpus", "make", "parse_size", "render", "to_json"]

@@ -57,7 +57,7 @@ def _checked(words: Words, key: str, value: Any) -> Any:
         if key == "file_systems":
             return {name: str(words.path(path)) for name, path in value.items()}
         return dict(value)
-    elif key in ("shm_size", "memory"):
+    elif key in ("shm_size", "memory", "warm_memory"):
         text = str(value)
         if isinstance(value, bool) or not _SIZE.fullmatch(text):
             raise wrong('a size in bytes, or one such as "64m" or "2g"')

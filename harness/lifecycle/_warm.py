@@ -1,0 +1,248 @@
+"""Warm hosts as other processes see them: who keeps some for a job, what there is, an end to it.
+
+A set of warm hosts belongs to a process that was the supervisor of the job that made it (`_keeper`). It listens
+on a socket in the set's directory; a line of JSON is asked, a line of JSON answers. A job is handed over with
+its lock, so that its owner is never in doubt: the lock goes with the descriptor.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final
+
+from harness.engines.warm import Place, clean_up, code_version, places
+from harness.errors import HarnessError
+from harness.home import Home
+from harness.model import Plan, Spec
+
+__all__ = [
+    "Keepers",
+    "WarmSet",
+    "clean_dead",
+    "connect",
+    "end_idle",
+    "forget_last_words",
+    "leave_last_words",
+    "project",
+    "read_line",
+    "short_path",
+    "warm_sets",
+]
+
+_ANSWER_SECONDS: Final = 5.0
+_END_SECONDS: Final = 120.0
+_MOST: Final = 1 << 20
+
+WarmSet = dict[str, Any]
+"""What a keeper tells of itself; keys as in `harness jobs --warm --json`."""
+
+
+def project(spec: Spec, plan: Plan) -> str:
+    """What a set of warm hosts is kept for: the next job of the same project finds it by this name."""
+    program = (spec.request.get("HyperParameters") or {}).get("sagemaker_program")
+    source = next((str(upload.path.absolute()) for upload in spec.uploads if upload.kind == "source"), None)
+    told = json.dumps([plan.engine, source or [spec.origin, plan.image], program])
+    return hashlib.sha256(told.encode()).hexdigest()[:16]
+
+
+class Keepers:
+    """Looks for a process that keeps hosts for a job, and reserves it until the `with` is left.
+
+    `why` says why there is none, as the end of "cold: …".
+    """
+
+    def __init__(self, home: Home, spec: Spec, plan: Plan) -> None:
+        self._home = home
+        self._line: socket.socket | None = None
+        self.why = ""
+        busy = dead = other = None
+        key = project(spec, plan)
+        for place in places(home.warm):
+            if place.facts().get("project") != key:
+                continue
+            answer = self._reserve(place)
+            if answer is None:
+                dead = dead or place
+            elif answer.get("reserved"):
+                return
+            elif answer.get("version"):
+                other = place
+            else:
+                busy = answer.get("job")
+        if other is not None:
+            _ask(other, {"end": "the harness itself changed"}, seconds=_END_SECONDS)
+            self.why = "the harness itself changed since the warm host was made"
+        elif busy:
+            self.why = f"the warm host was busy with {busy}"
+        else:
+            self.why = "the process that kept the warm host was killed" if dead else _last_words(home, key)
+
+    def _reserve(self, place: Place) -> dict[str, Any] | None:
+        line = connect(place)
+        if line is None:
+            return None
+        try:
+            line.sendall(json.dumps({"reserve": code_version()}).encode() + b"\n")
+            answer = read_line(line)[0]
+        except (OSError, ValueError):
+            answer = None
+        if answer is not None and answer.get("reserved"):
+            self._line = line
+        else:
+            line.close()
+        return answer
+
+    def __enter__(self) -> Keepers:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._line is not None:
+            self._line.close()
+
+    def take_over(self, home: Home, name: str, log: Path, lock: int) -> bool:
+        """Give the job, whose lock is the descriptor `lock`, to the process that was found; False without one.
+
+        Should that die, the lock is free again, and the next command starts a supervisor.
+        """
+        if self._line is None:
+            return False
+        umask = os.umask(0)
+        os.umask(umask)
+        words = {
+            "job": name,
+            "log": str(log),
+            "environment": dict(os.environ),
+            "umask": umask,
+        }
+        try:
+            data = json.dumps(words).encode() + b"\n"
+            sent = socket.send_fds(self._line, [data], [lock])
+            self._line.sendall(data[sent:])
+            return bool((read_line(self._line)[0] or {}).get("taken"))
+        except (OSError, ValueError):
+            return False
+
+
+def warm_sets(home: Home) -> list[WarmSet]:
+    """What is kept now, by age."""
+    answers = [_ask(place, {"status": True}) for place in places(home.warm)]
+    return sorted((answer for answer in answers if answer is not None), key=lambda each: each["made"])
+
+
+def end_idle(home: Home, why: str, *, only: str | None = None) -> list[str]:
+    """End the sets that no job is using, or `only` that one of them; their names."""
+    ended = []
+    for place in places(home.warm):
+        if only is not None and place.name != only:
+            continue
+        answer = _ask(place, {"end": why}, seconds=_END_SECONDS)
+        if answer is not None and answer.get("ended"):
+            ended.append(place.name)
+    return ended
+
+
+def clean_dead(home: Home) -> list[str]:
+    """Remove what killed keepers left; one sentence for each that can't be removed now."""
+    from harness.engines import open_engine
+
+    problems = []
+    for place in places(home.warm):
+        with place.seized() as mine:
+            if not mine:
+                continue
+            try:
+                clean_up(place, open_engine(place.facts()["engine"]))
+            except (HarnessError, OSError) as error:
+                problems.append(f"what is left of the warm host {place.name} can't be removed: {error}")
+    return problems
+
+
+def connect(place: Place) -> socket.socket | None:
+    """A connection to the process that keeps the set; None when nobody listens."""
+    line = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    line.settimeout(_ANSWER_SECONDS)
+    try:
+        with short_path(place.socket) as address:
+            line.connect(address)
+    except OSError:
+        line.close()
+        return None
+    return line
+
+
+@contextlib.contextmanager
+def short_path(path: Path) -> Iterator[str]:
+    """Another name for a socket's path, which may have 107 bytes only. Raises OSError."""
+    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{directory}/{path.name}"
+    finally:
+        os.close(directory)
+
+
+def read_line(line: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
+    """The next line of JSON, and the descriptors that came along; None at the end. Raises OSError, ValueError."""
+    data, descriptors = b"", list[int]()
+    while not data.endswith(b"\n"):
+        piece, received, _, _ = socket.recv_fds(line, _MOST, 4)
+        descriptors += received
+        if not piece:
+            return None, descriptors
+        data += piece
+    told: dict[str, Any] = json.loads(data)
+    return told, descriptors
+
+
+def _ask(
+    place: Place, words: Mapping[str, Any], *, seconds: float = _ANSWER_SECONDS
+) -> dict[str, Any] | None:
+    line = connect(place)
+    if line is None:
+        return None
+    with line:
+        line.settimeout(seconds)
+        try:
+            line.sendall(json.dumps(words).encode() + b"\n")
+            return read_line(line)[0]
+        except (OSError, ValueError):
+            return None
+
+
+def leave_last_words(home: Home, key: str, why: str) -> None:
+    """For the project's next job: why its warm host is gone."""
+    path = _words_path(home, key)
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(why)
+
+
+def forget_last_words(home: Home) -> None:
+    """Of all projects."""
+    folder = _words_path(home, "").parent
+    with contextlib.suppress(OSError):
+        for path in folder.iterdir():
+            path.unlink(missing_ok=True)
+        folder.rmdir()
+
+
+def _last_words(home: Home, key: str) -> str:
+    path = _words_path(home, key)
+    try:
+        why = path.read_text()
+        path.unlink()
+    except OSError:
+        return "there was no warm host for it yet"
+    return f"the warm host was gone: {why}"
+
+
+def _words_path(home: Home, key: str) -> Path:
+    return home.cache / "warm" / f"{key}.txt"
