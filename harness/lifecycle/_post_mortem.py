@@ -197,7 +197,7 @@ def _compose(
             "host": verdict.host,
             "rank": verdict.rank,
             "frame": code.frame(verdict.frame),
-            "advice": list(verdict.advice),
+            "advice": [each.replace(" JOB", f" {record.name}") for each in verdict.advice],
         },
         "source": code.around(verdict.frame),
         "hosts": [_told(host, home, record, stopped=facts.stopped) for host in hosts],
@@ -261,7 +261,9 @@ def _told(host: HostFacts, home: Home, record: JobRecord, *, stopped: bool) -> J
         "exit_code": host.exit_code,
         "exit_words": exit_words(host.exit_code, oom_killed=host.oom_killed, stopped=stopped),
         "script_exit_code": host.script_code,
-        "script_exit_words": None if host.script_code is None else exit_words(host.script_code),
+        "script_exit_words": None
+        if host.script_code is None
+        else exit_words(host.script_code, oom_killed=host.oom_killed, stopped=stopped),
         "failed_step": host.failed_step or None,
         "oom_killed": host.oom_killed,
         "vanished": host.vanished,

@@ -43,7 +43,7 @@ _CODES: Final = {
 _NATIVE: Final = re.compile(
     r"^(terminate called .*|\s+what\(\): .*|.*Assertion .* failed.*|Fatal Python error: .*)$"
 )
-_PIP: Final = re.compile(r"^ERROR: (.*)$")
+_PIP: Final = re.compile(r"^(?:ERROR|error): (.*)$")
 _USAGE: Final = re.compile(r"^\S+: error: (.*)$")
 _MESSAGE: Final = 240
 _SHM: Final = re.compile(
@@ -240,29 +240,24 @@ def _not_started(facts: Facts, host: HostFacts) -> Verdict | None:
 
 def _memory(facts: Facts, host: HostFacts) -> Verdict | None:
     pids = {each["pid"]: each for each in host.look.get("processes", ())}
-    lines = [
-        line
-        for line in facts.kernel
-        if re.search(r"Killed process|oom-kill", line["text"])
-        and (line.get("pid") in pids or line.get("ours"))
-    ]
+    kills = [line for line in facts.kernel if "Killed process" in line["text"]]
+    lines = [line for line in kills if line["pid"] in pids]
+    if not lines and host.oom_killed and len(kills) == 1:
+        lines = kills  # a process that is younger than the last look
     if not host.oom_killed and not lines:
         return None
-    killed = pids.get(lines[-1].get("pid")) if lines else None
-    limit = host.look.get("memory_limit") or facts.memory_limit
+    killed = pids.get(lines[-1]["pid"]) if lines else None
+    limit = facts.memory_limit or host.look.get("memory_limit")
     used = host.look.get("memory_peak") or 0
+    when = "at the last look"
     if lines and (found := re.search(r"anon-rss:(\d+)kB", lines[-1]["text"])):
-        used = max(used, int(found[1]) * 1024) if facts.memory_limit is None else used
+        used, when = max(used, int(found[1]) * 1024), "then"
     name = f" ({killed['name']}, process {killed['pid']})" if killed else ""
     own_limit = facts.memory_limit is not None
     amount = ""
     if limit:
-        amount = (
-            f": it had {size(used)} at the last look, of {size(limit)}"
-            if used
-            else f": the limit is {size(limit)}"
-        )
-        amount += " that [local] memory gives each host" if own_limit else " that this machine has"
+        whose = "that [local] memory gives each host" if own_limit else "that this machine has"
+        amount = f": it had {size(used)} {when}, of the {size(limit)} {whose}" if used else ""
     at = f" at {time.strftime('%H:%M:%S', time.localtime(lines[-1]['at']))}" if lines else ""
     what = "raise [local] memory, or " if own_limit else ""
     return Verdict(
@@ -322,10 +317,9 @@ def _by_signal(facts: Facts, host: HostFacts) -> Verdict | None:
         advice.append(_shm_advice(host))
     elif frame is None:
         advice.append("PYTHONFAULTHANDLER=1 in [environment] makes Python print where it was.")
-    for line in facts.kernel:
-        if "segfault" in line["text"] or "trap" in line["text"]:
-            advice.append(f"The kernel says: {line['text']}")
-            break
+    if number in (signal.SIGSEGV, signal.SIGILL, signal.SIGFPE, signal.SIGBUS):
+        told_by_kernel = [line["text"] for line in facts.kernel if "Killed process" not in line["text"]]
+        advice += [f"The kernel said at that time: {text}" for text in told_by_kernel[-1:]]
     return Verdict(
         kind="signal", sentence=sentence, host=host.name, rank=rank, frame=frame, advice=tuple(advice)
     )
@@ -391,6 +385,11 @@ def _exit(facts: Facts, host: HostFacts) -> Verdict:
         )
     if code in (126, 127):
         words = f"the script's command {'was not found' if code == 127 else 'can not be executed'}{where} (exit code {code})"
+    if host.failure.strip() and not _EXIT.search(host.failure) and code is not None:
+        own = " ".join(host.failure.split())
+        own = own if len(own) <= _MESSAGE else f"{own[: _MESSAGE - 1]}…"
+        words = f"the script ended with exit code {code}{where}; it wrote to /opt/ml/output/failure: {own}"
+        return Verdict(kind="exit", sentence=words, host=host.name, rank=rank)
     last = next((line for line in reversed(host.scan.last_lines) if line.strip()), "")
     if last and code is not None:
         words += f"; its last line: {last.strip()[:120]}"

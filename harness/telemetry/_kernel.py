@@ -18,7 +18,7 @@ _TELLING: Final = re.compile(
 _PID: Final = re.compile(r"Killed process (\d+)|\w\[(\d+)\]|task=[^,]*,pid=(\d+)|pid[= ]'?(\d+)")
 _DEVICE: Final = "/dev/kmsg"
 _KEEP: Final = 40
-_SLACK: Final = 2.0
+_SLACK: Final = 0.2
 """Seconds by which the kernel's clock may differ from ours."""
 
 

@@ -24,8 +24,9 @@ _PREFIX: Final = re.compile(
 )
 """What PyTorch ≥ 2.2, AWS's MPI and torchrun --tee put before each line of a rank."""
 _HEAD: Final = "Traceback (most recent call last):"
-_FRAME: Final = re.compile(r'^  File "(?P<file>.+)", line (?P<line>\d+)(?:, in (?P<function>.+))?$')
-_NUMBERED: Final = re.compile(r"^  \[Previous line repeated \d+ more times?\]$")
+_FRAME: Final = re.compile(r'^ {0,2}File "(?P<file>.+)", line (?P<line>\d+)(?:, in (?P<function>.+))?$')
+_MARKS: Final = re.compile(r"^[\s~^]*[~^][\s~^]*$")
+_NUMBERED: Final = re.compile(r"^ {0,2}\[Previous line repeated \d+ more times?\]$")
 _EXCEPTION: Final = re.compile(r"^(?P<type>[A-Za-z_][\w.]*)(?:: ?(?P<message>.*))?$")
 _CHAINS: Final = (
     "During handling of the above exception, another exception occurred:",
@@ -40,6 +41,8 @@ _LOGGED: Final = re.compile(
     r"^(?:\d{4}-\d\d-\d\d[ T]|\[\d{4}-\d\d|[IWEF]\d{4} |(?:INFO|WARNING|ERROR|DEBUG|CRITICAL)[: ]|={5}|-{5}|\[?rank\d)"
 )
 """A line that some logger wrote."""
+_TOOLKITS: Final = re.compile(r"^\d{4}-\d\d-\d\d [\d:,]+ sagemaker[-\w.]* +INFO ")
+"""What the toolkit says of its own doing."""
 _ROOT: Final = re.compile(r"^Root Cause(?: \(first observed failure\))?:$")
 _ROOT_FIELD: Final = re.compile(r"^\s+(time|host|rank|exitcode)\s*: (.*)$")
 _LAUNCHER: Final = (
@@ -134,8 +137,12 @@ class _Open:
     """The text of the tracebacks before it in the chain."""
 
     def takes(self, line: str) -> bool:
-        if self.frames and (line.startswith("    ") or _NUMBERED.match(line)):
+        if self.frames and (line.startswith("    ") or _NUMBERED.match(line) or _MARKS.match(line)):
             return True
+        if self.wants_source and not _FRAME.match(line):
+            # AWS's toolkit strips what it reads, so that a line may have lost its indentation.
+            found = _EXCEPTION.match(line)
+            return not (found and _looks_raised(found["type"]))
         return bool(_FRAME.match(line)) or line.startswith(("  +", "  |", "    +"))
 
     def add(self, line: str) -> None:
@@ -146,7 +153,7 @@ class _Open:
                 Frame(file=found["file"], line=int(found["line"]), function=found["function"] or "<module>")
             )
             self.wants_source = True
-        elif self.wants_source and line.startswith("    "):
+        elif self.wants_source and not _MARKS.match(line):
             last = self.frames[-1]
             self.frames[-1] = Frame(
                 file=last.file, line=last.line, function=last.function, source=line.strip()
@@ -177,7 +184,7 @@ class _Scanner:
             line = raw[prefix.end() :]
         if raw.strip() == _BEGIN:
             self._last.clear()
-        elif raw.strip():
+        elif raw.strip() and not _TOOLKITS.match(raw):
             self._last.append(raw)
             del self._last[: -self._keep_last]
         if self._of_root(line) or self._of_crash(line):
@@ -197,8 +204,8 @@ class _Scanner:
         takers = [each for each in ours if each.takes(line)]
         if takers:
             # Of several that wait for this kind of line the one that is furthest behind: they come in turn.
-            is_frame = bool(_FRAME.match(line))
-            fitting = [each for each in takers if each.wants_source != is_frame] or takers
+            is_source = not _FRAME.match(line) and not _MARKS.match(line)
+            fitting = [each for each in takers if each.wants_source == is_source] or takers
             min(fitting, key=lambda each: len(each.lines)).add(line)
             return
         if found := _EXCEPTION.match(line):
@@ -276,7 +283,7 @@ class _Scanner:
             if name in _SYNTAX:
                 self._close(ours[0], name, line.partition(":")[2].strip(), line)
                 return True
-            if not line.startswith("    "):
+            if not ours[0].takes(line):
                 self._open.remove(ours[0])
         return False
 
