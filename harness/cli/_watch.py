@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from harness.cli._watch_views import View
     from harness.debugging import Change, Watcher
     from harness.home import Home
+    from harness.lifecycle import Understudy
+    from harness.machine import Probe
     from harness.model import Plan, Spec
     from harness.store import JobRecord
     from harness.targets.interrupts import Interrupts
@@ -192,13 +194,13 @@ class _Loop:
     # ------------------------------------------------------------------ the start
 
     def _start(self, change: Change | None, interrupts: Interrupts) -> Run:
+        from harness.lifecycle import Understudy
         from harness.machine import Probe
-        from harness.targets import local
 
-        with Probe(self._home) as probe:
+        with Understudy() as understudy, Probe(self._home) as probe:
             spec = self._load()
-            plan = local.make_plan(spec, self._home, probe=probe)
-            record = self._submit(spec, plan, interrupts)
+            understudy.prepare(spec.local.engine)
+            plan, record = self._submit(spec, probe, interrupts, understudy)
         self._names.append(record.name)
         run = self._board.begin(record, plan, change)
         self._view.started(run)
@@ -234,17 +236,23 @@ class _Loop:
         table = read(self._file).get("local")
         return isinstance(table, dict) and "warm" in table
 
-    def _submit(self, spec: Spec, plan: Plan, interrupts: Interrupts) -> JobRecord:
+    def _submit(
+        self, spec: Spec, probe: Probe, interrupts: Interrupts, understudy: Understudy
+    ) -> tuple[Plan, JobRecord]:
         """Names can't be used again (contract: G35): where the spec gives an exact one, the time is added."""
+        from harness.cli._session import submit
         from harness.spec import timestamped
-        from harness.targets import local
+        from harness.store import Store
 
-        try:
-            return local.submit(spec, home=self._home, plan=plan, accepting=interrupts.begin)
-        except errors.JobExistsError:
-            self._note(f"there is a job {spec.job_name} already: the time is added to the name of each run")
-            spec = self._load(timestamped(spec.job_name, None))
-            return local.submit(spec, home=self._home, plan=plan, accepting=interrupts.begin)
+        with Store(self._home) as store:
+            try:
+                store.check_free(spec.job_name)
+            except errors.JobExistsError:
+                self._note(
+                    f"there is a job {spec.job_name} already: the time is added to the name of each run"
+                )
+                spec = self._load(timestamped(spec.job_name, None))
+        return submit(spec, self._home, probe, interrupts, understudy=understudy)
 
     # ------------------------------------------------------------------ the run
 
