@@ -9,10 +9,17 @@ if TYPE_CHECKING:
     from harness.lifecycle._compare import base_name
     from harness.lifecycle._describe import describe
     from harness.lifecycle._entries import HostEntry, host_entries
-    from harness.lifecycle._owner import owned, recover, spawn
+    from harness.lifecycle._owner import Taker, owned, recover, spawn
     from harness.lifecycle._post_mortem import Bundle, compose, read_bundle
     from harness.lifecycle._supervisor import supervise
-    from harness.lifecycle._understudy import Understudy
+    from harness.lifecycle._warm import (
+        Keepers,
+        clean_dead,
+        end_idle,
+        forget_last_words,
+        recover_warm,
+        warm_sets,
+    )
 else:
     from harness._doors import closed
 
@@ -23,10 +30,17 @@ else:
             "_compare": ("base_name",),
             "_describe": ("describe",),
             "_entries": ("HostEntry", "host_entries"),
-            "_owner": ("owned", "recover", "spawn"),
+            "_owner": ("Taker", "owned", "recover", "spawn"),
             "_post_mortem": ("Bundle", "compose", "read_bundle"),
             "_supervisor": ("supervise",),
-            "_understudy": ("Understudy",),
+            "_warm": (
+                "Keepers",
+                "clean_dead",
+                "end_idle",
+                "forget_last_words",
+                "recover_warm",
+                "warm_sets",
+            ),
         },
     )
 
@@ -34,15 +48,21 @@ __all__ = [
     "LEFT",
     "Bundle",
     "HostEntry",
-    "Understudy",
+    "Keepers",
+    "Taker",
     "base_name",
+    "clean_dead",
     "clean_left",
     "compose",
     "describe",
+    "end_idle",
+    "forget_last_words",
     "host_entries",
     "owned",
     "read_bundle",
     "recover",
+    "recover_warm",
     "spawn",
     "supervise",
+    "warm_sets",
 ]

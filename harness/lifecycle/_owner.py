@@ -17,17 +17,14 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from harness.errors import StoreError
 from harness.home import Home
 from harness.lifecycle._detach import fork, stay
 from harness.store import Store
 
-if TYPE_CHECKING:
-    from harness.lifecycle._understudy import Understudy
-
-__all__ = ["own", "owned", "recover", "spawn"]
+__all__ = ["Taker", "own", "owned", "recover", "spawn"]
 
 LOCK = "supervisor.lock"
 LOG = "supervisor.log"
@@ -92,11 +89,19 @@ def _open_lock(home: Home, name: str) -> Iterator[int]:
         os.close(descriptor)
 
 
-def spawn(home: Home, name: str, understudy: Understudy | None = None) -> bool:
+class Taker(Protocol):
+    """A process that may take a job over."""
+
+    def take_over(self, home: Home, name: str, log: Path, lock: int) -> bool:
+        """Take the job with its lock; False when there is no such process."""
+        ...
+
+
+def spawn(home: Home, name: str, *takers: Taker) -> bool:
     """Start a supervisor for the job in a process of its own that outlives this one; False when it has one.
 
-    The `understudy` takes over if there is one. Else the process is forked, with what is imported already.
-    One with threads or with an open store can't be forked safely (a lock or SQLite's own state would be
+    The first of the `takers` that is there takes over. Else the process is forked, with what is imported
+    already. One with threads or with an open store can't be forked safely (a lock or SQLite's own state would be
     carried along), so there a new interpreter is started.
 
     Raises:
@@ -107,7 +112,7 @@ def spawn(home: Home, name: str, understudy: Understudy | None = None) -> bool:
             return False
         log = home.job(name) / LOG
         try:
-            if understudy is not None and understudy.take_over(home, name, log, lock):
+            if any(taker.take_over(home, name, log, lock) for taker in takers):
                 pass
             elif threading.active_count() == 1 and not Store.any_open():
                 from harness.lifecycle._supervisor import supervise

@@ -12,6 +12,8 @@ import hashlib
 import json
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -32,6 +34,7 @@ __all__ = [
     "leave_last_words",
     "project",
     "read_line",
+    "recover_warm",
     "short_path",
     "warm_sets",
 ]
@@ -59,7 +62,6 @@ class Keepers:
     """
 
     def __init__(self, home: Home, spec: Spec, plan: Plan) -> None:
-        self._home = home
         self._line: socket.socket | None = None
         self.why = ""
         busy = dead = other = None
@@ -113,6 +115,7 @@ class Keepers:
 
         Should that die, the lock is free again, and the next command starts a supervisor.
         """
+        del home  # the process has its own, the same
         if self._line is None:
             return False
         umask = os.umask(0)
@@ -164,6 +167,26 @@ def clean_dead(home: Home) -> list[str]:
             except (HarnessError, OSError) as error:
                 problems.append(f"what is left of the warm host {place.name} can't be removed: {error}")
     return problems
+
+
+def recover_warm(home: Home) -> None:
+    """Have what killed keepers left removed, by a process that nobody waits for; quick when there is nothing."""
+    if not any(place.dead() for place in places(home.warm)):
+        return
+    # A new interpreter: this one may have threads, or a store open.
+    command = [sys.executable, "-m", "harness.lifecycle", str(home.root)]
+    with open(os.devnull, "r+b") as null, contextlib.suppress(OSError):  # noqa: PTH123
+        subprocess.Popen(
+            [sys.executable, "-c", _DETACH, *command],
+            stdin=null,
+            stdout=null,
+            stderr=null,
+            cwd="/",
+            start_new_session=True,
+        ).wait()
+
+
+_DETACH: Final = "import os, sys\nif os.fork() == 0:\n    os.execv(sys.argv[1], sys.argv[1:])"
 
 
 def connect(place: Place) -> socket.socket | None:

@@ -18,7 +18,7 @@ from harness.model import JsonObject, Plan, Spec, Treatment
 from harness.store import JobRecord, StopRequest, Store
 
 if TYPE_CHECKING:
-    from harness.lifecycle import Understudy
+    from harness.lifecycle import Taker, Understudy
     from harness.machine import Probe
 
 __all__ = ["check_strict", "collect", "describe", "forget", "make_plan", "run", "stop", "submit", "wait"]
@@ -58,19 +58,15 @@ def submit(
     home: Home | None = None,
     plan: Plan | None = None,
     accepting: Callable[[], None] = lambda: None,
-    understudy: Understudy | None = None,
 ) -> JobRecord:
     """Start the job in a supervisor of its own and return at once.
 
     `accepting` is called when all that takes time is done, right before the job goes on record: who is
-    interrupted later has to stop the job. `understudy`: a supervisor that was begun before.
+    interrupted later has to stop the job.
 
     Raises JobExistsError, MachineError, or ClientError when the source can't be packed. Nothing is
     written when it raises.
     """
-    from harness.channels import materialise_source
-    from harness.contract import messages
-    from harness.objects import ObjectStore
     from harness.telemetry import MetricScanner
 
     home = home or Home.find()
@@ -79,6 +75,33 @@ def submit(
         check_strict(chosen)
     # Refuses a definition that can't be evaluated before the job is accepted.
     MetricScanner(spec.request["AlgorithmSpecification"].get("MetricDefinitions", []))
+    takers: list[Taker] = [] if understudy is None else [understudy]
+    with contextlib.ExitStack() as until_taken:
+        result: JsonObject = {}
+        if spec.local.warm:
+            from harness.lifecycle import Keepers
+
+            keepers = until_taken.enter_context(Keepers(home, spec, chosen))
+            takers.insert(0, keepers)
+            result["warm"] = {"reused": False, "kept": False, "why": keepers.why}
+        record = _put_on_record(spec, chosen, home, accepting, result)
+        try:
+            spawn(home, spec.job_name, *takers)
+        except StoreError:
+            with Store(home) as store:
+                store.delete_job(spec.job_name)
+            _remove(home.job(spec.job_name))
+            raise
+    return record
+
+
+def _put_on_record(
+    spec: Spec, plan: Plan, home: Home, accepting: Callable[[], None], result: JsonObject
+) -> JobRecord:
+    from harness.channels import materialise_source
+    from harness.contract import messages
+    from harness.objects import ObjectStore
+
     with Store(home) as store:
         store.check_free(spec.job_name)
         objects = ObjectStore(home.s3)
@@ -92,22 +115,17 @@ def submit(
                     notes += materialise_source(draft, objects).warnings
             accepting()
             with store.transaction():
-                record = store.create_job(spec, chosen, message=messages.STARTING)
+                record = store.create_job(spec, plan, message=messages.STARTING)
                 # Of two jobs that are submitted with one name at once, only the winner's code gets here.
                 for uri, made in drafts.items():
                     objects.put_file(uri, objects.path(made), move=True)
                 if notes:
-                    store.merge_result(spec.job_name, notes=notes)
+                    result = {**result, "notes": notes}
+                if result:
+                    store.merge_result(spec.job_name, **result)
         finally:
             for made in drafts.values():
                 objects.delete(made)
-    try:
-        spawn(home, spec.job_name, understudy)
-    except StoreError:
-        with Store(home) as store:
-            store.delete_job(spec.job_name)
-        _remove(home.job(spec.job_name))
-        raise
     return record
 
 
@@ -174,11 +192,14 @@ def collect(
     """Free what is no longer needed: directories of jobs that ended longer than `older_than` seconds
     ago, caches, and what dead supervisors left in the engines. Artifacts in the object store stay.
 
-    Returns what was (or, with `dry_run`, would be) removed: job names and bytes; and
+    Warm hosts that no job is using go as well.
+
+    Returns what was (or, with `dry_run`, would be) removed: job names and bytes, and ids of warm hosts; and
     what can't be removed now, one sentence each.
     """
     from harness.channels import collect as collect_cache
     from harness.channels import used
+    from harness.lifecycle import clean_dead, end_idle, forget_last_words, warm_sets
     from harness.objects import ObjectStore
 
     home = home or Home.find()
@@ -186,9 +207,14 @@ def collect(
     freed = 0
     with Store(home) as store:
         problems = []
-        if not dry_run:
+        warm: list[str] = []
+        if dry_run:
+            warm = [str(each["id"]) for each in warm_sets(home) if each["state"] == "idle"]
+        else:
             recover(home, store)
-            problems = clean_left(home, store)
+            warm = end_idle(home, "`harness gc` was called")
+            problems = [*clean_left(home, store), *clean_dead(home)]
+            forget_last_words(home)
         horizon = time.time() - (0 if everything else older_than)
         unclean = store.claims(LEFT)
         for record in store.jobs(limit=None, newest_first=False):
@@ -202,7 +228,13 @@ def collect(
     cache = collect_cache(home.cache, keep=keep, dry_run=dry_run)
     if not dry_run:
         ObjectStore(home.s3).sweep()
-    return {"jobs": removed, "job_bytes": freed, "cache_bytes": cache, "problems": problems}
+    return {
+        "jobs": removed,
+        "job_bytes": freed,
+        "cache_bytes": cache,
+        "warm": warm,
+        "problems": problems,
+    }
 
 
 def forget(names: Sequence[str], *, statuses: Collection[str], home: Home | None = None) -> list[str]:
