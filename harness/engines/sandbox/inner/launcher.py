@@ -49,6 +49,10 @@ def main() -> None:
     try:
         if mode == "host":
             run_host(config, control, status, null)
+        elif mode == "enter":
+            from . import enter
+
+            enter.run(config, control, status, null)
         else:
             hold_network(config, control, status)
     except OSError as error:
@@ -309,18 +313,18 @@ def _become_host(config: Config, groups: list[int], tell: int) -> NoReturn:
             write_frame(tell, {"notes": notes})
             kernel.drop_capabilities()
         os.chdir("/")
-        _limits()
+        limits()
         kernel.default_signals()
         for descriptor in (0, 1, 2):
             os.set_inheritable(descriptor, True)
-        code, reason = _execute(config["argv"], environment)
+        code, reason = execute(config["argv"], environment)
         write_frame(tell, {"exec": {"code": code, "error": reason}})
     except BaseException as error:
         write_frame(tell, {"setup": f"{type(error).__name__}: {error}"})
     os._exit(code)
 
 
-def _limits() -> None:
+def limits() -> None:
     """As many open files as may be, as container engines give; no core dumps into the user's directories."""
     import resource
 
@@ -330,7 +334,7 @@ def _limits() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
 
 
-def _execute(argv: list[str], environment: dict[str, str]) -> tuple[int, str]:
+def execute(argv: list[str], environment: dict[str, str]) -> tuple[int, str]:
     """Replace this process; only on failure the exit code and the words for it (contract: A2, A3)."""
     name = argv[0]
     if "/" in name:
