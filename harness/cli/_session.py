@@ -13,7 +13,6 @@ from harness.cli import _terminal
 
 if TYPE_CHECKING:
     from harness.home import Home
-    from harness.lifecycle import Understudy
     from harness.machine import Probe
     from harness.model import Plan, Spec
     from harness.store import JobRecord
@@ -48,20 +47,16 @@ def run_spec(
     Raises what `load`, `local.make_plan` and `local.submit` raise.
     """
     from harness.home import Home
-    from harness.lifecycle import Understudy
+    from harness.machine import Probe
     from harness.targets.interrupts import Interrupts
 
     home = Home.find()
     with Interrupts() as interrupts:
-        with Understudy() as understudy:
-            from harness.machine import Probe  # what takes time comes after the fork
-
-            with Probe(home) as probe:
-                loaded = load()
-                understudy.prepare(loaded.local.engine)
-                for warning in loaded.warnings:
-                    _terminal.tell(warning, kind="warning")
-                planned, record = submit(loaded, home, probe, interrupts, check, understudy)
+        with Probe(home) as probe:
+            loaded = load()
+            for warning in loaded.warnings:
+                _terminal.tell(warning, kind="warning")
+            planned, record = submit(loaded, home, probe, interrupts, check)
         if detach and not interrupts.count:
             detached(record, as_json=as_json)
             return errors.COMPLETED
@@ -86,7 +81,6 @@ def submit(
     probe: Probe,
     interrupts: Interrupts,
     check: Callable[[Plan], None] | None = None,
-    understudy: Understudy | None = None,
 ) -> tuple[Plan, JobRecord]:
     """Plan the job and put it on record; from then on `interrupts` counts."""
     from harness.targets import local
@@ -94,11 +88,7 @@ def submit(
     planned = local.make_plan(spec, home, probe=probe)
     if check is not None:
         check(planned)
-    if understudy is not None:
-        understudy.prepare(planned.engine)
-    return planned, local.submit(
-        spec, home=home, plan=planned, accepting=interrupts.begin, understudy=understudy
-    )
+    return planned, local.submit(spec, home=home, plan=planned, accepting=interrupts.begin)
 
 
 def detached(record: JobRecord, *, as_json: bool) -> None:

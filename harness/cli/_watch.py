@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from harness.cli._watch_views import View
     from harness.debugging import Change, Watcher
     from harness.home import Home
-    from harness.lifecycle import Understudy
     from harness.machine import Probe
     from harness.model import Plan, Spec
     from harness.store import JobRecord
@@ -194,13 +193,11 @@ class _Loop:
     # ------------------------------------------------------------------ the start
 
     def _start(self, change: Change | None, interrupts: Interrupts) -> Run:
-        from harness.lifecycle import Understudy
         from harness.machine import Probe
 
-        with Understudy() as understudy, Probe(self._home) as probe:
+        with Probe(self._home) as probe:
             spec = self._load()
-            understudy.prepare(spec.local.engine)
-            plan, record = self._submit(spec, probe, interrupts, understudy)
+            plan, record = self._submit(spec, probe, interrupts)
         self._names.append(record.name)
         run = self._board.begin(record, plan, change)
         self._view.started(run)
@@ -236,9 +233,7 @@ class _Loop:
         table = read(self._file).get("local")
         return isinstance(table, dict) and "warm" in table
 
-    def _submit(
-        self, spec: Spec, probe: Probe, interrupts: Interrupts, understudy: Understudy
-    ) -> tuple[Plan, JobRecord]:
+    def _submit(self, spec: Spec, probe: Probe, interrupts: Interrupts) -> tuple[Plan, JobRecord]:
         """Names can't be used again (contract: G35): where the spec gives an exact one, the time is added."""
         from harness.cli._session import submit
         from harness.spec import timestamped
@@ -252,7 +247,7 @@ class _Loop:
                     f"there is a job {spec.job_name} already: the time is added to the name of each run"
                 )
                 spec = self._load(timestamped(spec.job_name, None))
-        return submit(spec, self._home, probe, interrupts, understudy=understudy)
+        return submit(spec, self._home, probe, interrupts)
 
     # ------------------------------------------------------------------ the run
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from harness.engines.base import Engine, Host, load_engine, open_engine
+from harness.engines.base import Engine, Host, open_engine
 
-__all__ = ["Engine", "Host", "load_engine", "open_engine", "remove_tree"]
+__all__ = ["Engine", "Host", "open_engine", "remove_tree"]
 
 
 def remove_tree(path: Path) -> None:

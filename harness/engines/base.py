@@ -14,7 +14,7 @@ from typing import Any, Final, Protocol
 from harness.errors import EngineError
 from harness.model import ExitStatus, HostLaunch, Usage
 
-__all__ = ["Engine", "Host", "load_engine", "open_engine"]
+__all__ = ["Engine", "Host", "open_engine"]
 
 
 class Host(Protocol):
@@ -91,7 +91,6 @@ _ENGINES: Final = {
     "sandbox": ("harness.engines.sandbox", "SandboxEngine"),
     "fake": ("harness.engines.fake", "FakeEngine"),
 }
-_LIBRARIES: Final = {"docker": "docker.types"}
 
 
 def open_engine(name: str) -> Engine:
@@ -102,10 +101,3 @@ def open_engine(name: str) -> Engine:
         raise EngineError(f"there is no engine {name!r}: use docker or sandbox") from None
     engine: Engine = getattr(importlib.import_module(module), cls)()
     return engine
-
-
-def load_engine(name: str) -> None:
-    """Import what `open_engine` and the engine's methods will import, for who has time before."""
-    importlib.import_module(_ENGINES[name][0])
-    if name in _LIBRARIES:
-        importlib.import_module(_LIBRARIES[name])

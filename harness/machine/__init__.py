@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from harness.machine._daemon import Docker, Image
     from harness.machine._limits import available_memory
     from harness.machine._machine import Machine, Probe
-    from harness.machine._namespaces import Sandbox, remember, sandbox
+    from harness.machine._namespaces import Sandbox, sandbox
     from harness.machine._python import Python
 else:
     from harness._doors import closed
@@ -21,7 +21,7 @@ else:
             "_daemon": ("Docker", "Image"),
             "_limits": ("available_memory",),
             "_machine": ("Machine", "Probe"),
-            "_namespaces": ("Sandbox", "remember", "sandbox"),
+            "_namespaces": ("Sandbox", "sandbox"),
             "_python": ("Python",),
         },
     )
@@ -36,6 +36,5 @@ __all__ = [
     "Sandbox",
     "available_memory",
     "checks",
-    "remember",
     "sandbox",
 ]

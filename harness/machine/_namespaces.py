@@ -10,7 +10,7 @@ from typing import Final
 
 from harness._values import dataclass
 
-__all__ = ["Sandbox", "Trial", "explain", "remember", "sandbox"]
+__all__ = ["Sandbox", "Trial", "explain", "sandbox"]
 
 _SECONDS: Final = 10
 
@@ -82,9 +82,9 @@ class Trial:
 
     def finish(self) -> Sandbox:
         """How it ended."""
-        found = self._judge()
-        remember(found)
-        return found
+        global _latest
+        _latest = self._judge()
+        return _latest
 
     def close(self) -> None:
         """Give it up, if nobody asked for its end."""
@@ -119,12 +119,6 @@ def sandbox() -> Sandbox:
     """What the last trial of this process found, or of the one that it was forked from; tried now if there
     was none."""
     return _latest or Trial().finish()
-
-
-def remember(found: Sandbox) -> None:
-    """Another process of ours tried it just now, and found this."""
-    global _latest
-    _latest = found
 
 
 def explain(step: str, number: int, proc: Path = Path("/proc")) -> str:

@@ -18,7 +18,7 @@ from harness.model import JsonObject, Plan, Spec, Treatment
 from harness.store import JobRecord, StopRequest, Store
 
 if TYPE_CHECKING:
-    from harness.lifecycle import Taker, Understudy
+    from harness.lifecycle import Taker
     from harness.machine import Probe
 
 __all__ = ["check_strict", "collect", "describe", "forget", "make_plan", "run", "stop", "submit", "wait"]
@@ -75,14 +75,14 @@ def submit(
         check_strict(chosen)
     # Refuses a definition that can't be evaluated before the job is accepted.
     MetricScanner(spec.request["AlgorithmSpecification"].get("MetricDefinitions", []))
-    takers: list[Taker] = [] if understudy is None else [understudy]
+    takers: list[Taker] = []
     with contextlib.ExitStack() as until_taken:
         result: JsonObject = {}
         if spec.local.warm:
             from harness.lifecycle import Keepers
 
             keepers = until_taken.enter_context(Keepers(home, spec, chosen))
-            takers.insert(0, keepers)
+            takers.append(keepers)
             result["warm"] = {"reused": False, "kept": False, "why": keepers.why}
         record = _put_on_record(spec, chosen, home, accepting, result)
         try:
