@@ -35,7 +35,8 @@ class _Age(click.ParamType[float]):
 @click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
 @json_option
 def gc(older_than: float, everything: bool, dry_run: bool, as_json: bool) -> None:
-    """Remove the records and logs of old jobs, caches, and what dead processes left behind.
+    """Remove the records and logs of old jobs, caches, hosts that are kept warm for nobody, and what dead
+    processes left behind.
 
     What jobs have uploaded (model.tar.gz, checkpoints) stays.
     """
@@ -50,6 +51,8 @@ def gc(older_than: float, everything: bool, dry_run: bool, as_json: bool) -> Non
     verb = "would remove" if dry_run else "removed"
     for name in found["jobs"]:
         print(f"{verb} {name}")
+    for name in found["warm"]:
+        print(f"{verb} the warm host {name}")
     jobs = len(found["jobs"])
     print(
         f"{verb} {jobs} job{'s' * (jobs != 1)} ({_terminal.size(found['job_bytes'])}) "

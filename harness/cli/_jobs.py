@@ -33,10 +33,18 @@ _STATUS_STYLES: dict[str, _terminal.Style] = {
 @click.option("--name-contains", metavar="TEXT", help="Only those with TEXT in the name.")
 @click.option("-n", "--limit", type=click.IntRange(min=1), default=50, show_default=True, help="How many.")
 @click.option("--all", "everything", is_flag=True, help="All of them.")
+@click.option("--warm", is_flag=True, help="Instead the hosts that are kept for next jobs.")
 @json_option
-def jobs(status: str | None, name_contains: str | None, limit: int, everything: bool, as_json: bool) -> None:
+def jobs(
+    status: str | None, name_contains: str | None, limit: int, everything: bool, warm: bool, as_json: bool
+) -> None:
     """List jobs, newest first."""
     with open_store() as store:
+        if warm:
+            from harness.cli._warm import show_warm
+
+            show_warm(store.home, as_json=as_json)
+            return
         found = store.jobs(
             limit=None if everything else limit + 1, status=status, name_contains=name_contains
         )

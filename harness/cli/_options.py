@@ -105,6 +105,10 @@ def open_store(home: Home | None = None) -> Store:
 
     home = home or Home.find()
     store = Store(home)
+    if home.warm.is_dir():
+        from harness.lifecycle import recover_warm
+
+        recover_warm(home)
     # The life cycle takes a while to import, and mostly there is nothing to recover.
     if store.unfinished():
         from harness.lifecycle import recover

@@ -21,6 +21,11 @@ __all__ = ["run"]
     metavar="SECONDS",
     help="Time between SIGTERM and SIGKILL (default: 120, as in SageMaker).",
 )
+@click.option(
+    "--warm/--no-warm",
+    default=None,
+    help="Keep the hosts for the next such job, with the script's heavy modules imported.",
+)
 @json_option
 def run(spec: Path, detach: bool, as_json: bool, **options: Any) -> int:
     """Run the training job of SPEC (job.toml, or a CreateTrainingJob request as .json or .yaml) on this machine.

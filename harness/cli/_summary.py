@@ -50,6 +50,7 @@ def document(home: Home, record: JobRecord) -> JsonObject:
         "seconds": {name: round(seconds, 3) for name, seconds in _phases(record)},
         "exit_codes": {host.name: host.exit_code for host in record.hosts},
         "metrics": statistics(_points(home, record.name)),
+        "warm": record.result.get("warm"),
         "notes": list(record.result.get("notes", [])),
         "no_effect_here": [
             {"path": item["path"], "reason": item["reason"], "visible": item["visible"]}
@@ -91,6 +92,7 @@ def lines(
     if record.hosts:
         logs = home.logs(record.name, record.attempt)
         found += _entry("logs", str(logs / f"{record.hosts[0].name}.log" if len(record.hosts) == 1 else logs))
+    found += _warmth(record, screen)
     found += _entry("metrics", *_metric_lines(home, record.name))
     notes = [note for note in record.result.get("notes", []) if note not in told]
     found += _entry("notes", *_wrapped(screen, *notes))
@@ -103,6 +105,25 @@ def lines(
         )
         found += _entry("ledger", *_wrapped(screen, f"{says}: see `harness plan {spec}`"))
     return found
+
+
+def _warmth(record: JobRecord, screen: _terminal.Screen) -> list[str]:
+    """Whether the job found warm hosts, why not, and whether the next one will."""
+    told = record.result.get("warm")
+    if not told:
+        return []
+    said = []
+    imported = ", ".join(told.get("preloaded") or ())
+    if told["reused"]:
+        said.append(f"yes{f', {imported} imported beforehand' if imported else ''}")
+    else:
+        said.append(f"cold: {told['why']}")
+    if told.get("discarded"):
+        said.append(f"the next one will be cold: {told['discarded']}")
+    said += [f"{name} is not imported beforehand: {why}" for name, why in (told.get("excluded") or {}).items()]
+    if told.get("no_fork"):
+        said.append(f"the script was started anew: {told['no_fork']}")
+    return _entry("warm", *_wrapped(screen, *said))
 
 
 def _entry(name: str, *texts: str) -> list[str]:
