@@ -249,20 +249,20 @@ def _memory(facts: Facts, host: HostFacts) -> Verdict | None:
     killed = pids.get(lines[-1]["pid"]) if lines else None
     limit = facts.memory_limit or host.look.get("memory_limit")
     used = host.look.get("memory_peak") or 0
-    when = "at the last look"
-    if lines and (found := re.search(r"anon-rss:(\d+)kB", lines[-1]["text"])):
-        used, when = max(used, int(found[1]) * 1024), "then"
-    name = f" ({killed['name']}, process {killed['pid']})" if killed else ""
+    had = f"the host had {size(used)} at the last look" if used else ""
+    if lines and (found := re.search(r"\((.+?)\).* anon-rss:(\d+)kB", lines[-1]["text"])):
+        pid = f" (process {killed['pid']})" if killed else ""
+        had = f"{found[1]}{pid} had {size(int(found[2]) * 1024)}"
     own_limit = facts.memory_limit is not None
-    amount = ""
+    amount = f": {had}" if had else ""
     if limit:
-        whose = "that [local] memory gives each host" if own_limit else "that this machine has"
-        amount = f": it had {size(used)} {when}, of the {size(limit)} {whose}" if used else ""
+        whose = "that [local] memory gives each host" if own_limit else "of this machine"
+        amount += f", of the {size(limit)} {whose}" if had else f": {size(limit)} {whose} were not enough"
     at = f" at {time.strftime('%H:%M:%S', time.localtime(lines[-1]['at']))}" if lines else ""
     what = "raise [local] memory, or " if own_limit else ""
     return Verdict(
         kind="memory",
-        sentence=f"killed by the kernel on {host.name}{at}, out of memory{name}{amount}",
+        sentence=f"killed by the kernel on {host.name}{at}, out of memory{amount}",
         host=host.name,
         advice=(
             f"Take a smaller batch, fewer DataLoader workers, or {what}see what grows: `harness metrics JOB` has the "
