@@ -81,6 +81,12 @@ def _begun(description: dict[str, Any], shown: dict[str, Any]) -> dict[str, Any]
     return {**description, "SecondaryStatusTransitions": transitions[:count]}
 
 
+def _has_hosts(description: dict[str, Any]) -> bool:
+    """Whether they had started when it was described: lines that came since wait for that status."""
+    statuses = {each["Status"] for each in description["SecondaryStatusTransitions"]}
+    return bool(statuses & {"Training", *_ENDED})
+
+
 def _session_class() -> Any:
     from importlib import import_module
 
@@ -115,7 +121,7 @@ def _session_class() -> Any:
                         print()
                         print(utils.secondary_training_status_message(part, shown), end="")
                         shown = part
-                    if part is not description:
+                    if part is not description and _has_hosts(description):
                         sdk._flush_log_streams(streams, count, client, group, job_name, positions, dot, wrap)
                 if description["TrainingJobStatus"] in _ENDED or not wait:
                     break
