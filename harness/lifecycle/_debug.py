@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import importlib.util
 import json
 import re
@@ -88,6 +87,8 @@ def _program(request: JsonObject) -> str | None:
 
 def _needs() -> tuple[int, int]:
     """The oldest Python that the installed debugpy runs on."""
+    import importlib.metadata  # takes longer than all of a job's preparation
+
     wanted = importlib.metadata.metadata("debugpy")["Requires-Python"] or ""
     found = re.search(r">=\s*(\d+)\.(\d+)", wanted)
     return (int(found[1]), int(found[2])) if found else (3, 8)

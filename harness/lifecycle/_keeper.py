@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from harness.engines import Engine, open_engine
-from harness.engines.warm import Expectation, Place, WarmEngine, code_version
 from harness.errors import MachineError
 from harness.home import VARIABLE, Home
 from harness.lifecycle._capacity import slots
@@ -35,6 +34,7 @@ from harness.lifecycle._warm import (
 from harness.machine import available_memory
 
 if TYPE_CHECKING:
+    from harness.engines.warm import Place, WarmEngine
     from harness.lifecycle._supervisor import Supervisor
 
 __all__ = ["Keeper"]
@@ -50,7 +50,7 @@ class Keeper:
 
     def __init__(self, home: Home) -> None:
         self._home = home
-        self._version = code_version()
+        self._version = ""
         self._place: Place | None = None
         self._lock = -1
         self._engine: WarmEngine | None = None
@@ -82,6 +82,8 @@ class Keeper:
         self._warm = local.warm
         if not local.warm:
             return open_engine(job.plan.engine)
+        from harness.engines.warm import Expectation, WarmEngine  # not for jobs that end with their hosts
+
         self._idle_seconds = local.warm_idle
         self._floor = _size(local.warm_memory)
         why = job.cold_reason
@@ -126,6 +128,9 @@ class Keeper:
 
     def _settle_down(self, job: Supervisor) -> str | None:
         """A directory and a socket; why not, when there can't be any."""
+        from harness.engines.warm import Place, code_version
+
+        self._version = code_version()
         self._project = project(job.spec, job.plan)
         facts = {"project": self._project, "engine": job.plan.engine, "first": job.name}
         try:

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 
-from harness.engines.warm import Place, clean_up, code_version, places
+from harness.engines.warm import Place, code_version, places
 from harness.errors import HarnessError
 from harness.home import Home
 from harness.model import Plan, Spec
@@ -145,10 +145,10 @@ def end_idle(home: Home, why: str, *, only: str | None = None) -> list[str]:
     """End the sets that no job is using, or `only` that one of them; their names."""
     ended = []
     for place in places(home.warm):
-        if only is not None and place.name != only:
+        if (only is not None and place.name != only) or place.dead():
             continue
         answer = _ask(place, {"end": why}, seconds=_END_SECONDS)
-        if answer is not None and answer.get("ended"):
+        if (answer or {}).get("ended") or not place.there():  # it may be gone before it can answer
             ended.append(place.name)
     return ended
 
@@ -156,6 +156,7 @@ def end_idle(home: Home, why: str, *, only: str | None = None) -> list[str]:
 def clean_dead(home: Home) -> list[str]:
     """Remove what killed keepers left; one sentence for each that can't be removed now."""
     from harness.engines import open_engine
+    from harness.engines.warm import clean_up
 
     problems = []
     for place in places(home.warm):

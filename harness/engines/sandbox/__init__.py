@@ -2,8 +2,22 @@
 
 from __future__ import annotations
 
-from harness.engines.sandbox._engine import SandboxEngine
-from harness.engines.sandbox._host import SandboxHost
-from harness.engines.sandbox._mode import Mode, sandbox_mode
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from harness.engines.sandbox._engine import SandboxEngine
+    from harness.engines.sandbox._host import SandboxHost
+    from harness.engines.sandbox._mode import Mode, sandbox_mode
+else:
+    from harness._doors import closed
+
+    __getattr__ = closed(
+        __name__,
+        {
+            "_engine": ("SandboxEngine",),
+            "_host": ("SandboxHost",),
+            "_mode": ("Mode", "sandbox_mode"),
+        },
+    )
 
 __all__ = ["Mode", "SandboxEngine", "SandboxHost", "sandbox_mode"]

@@ -2,8 +2,22 @@
 
 from __future__ import annotations
 
-from harness.engines.warm._engine import Expectation, WarmEngine, clean_up
-from harness.engines.warm._match import code_version
-from harness.engines.warm._place import Place, places
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from harness.engines.warm._engine import Expectation, WarmEngine, clean_up
+    from harness.engines.warm._match import code_version
+    from harness.engines.warm._place import Place, places
+else:
+    from harness._doors import closed
+
+    __getattr__ = closed(
+        __name__,
+        {
+            "_engine": ("Expectation", "WarmEngine", "clean_up"),
+            "_match": ("code_version",),
+            "_place": ("Place", "places"),
+        },
+    )
 
 __all__ = ["Expectation", "Place", "WarmEngine", "clean_up", "code_version", "places"]
