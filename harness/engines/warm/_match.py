@@ -7,6 +7,7 @@ definitions and most of the environment come with each run.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
@@ -101,8 +102,9 @@ def difference(old: Fingerprint, new: Fingerprint) -> str | None:
     return None
 
 
+@functools.cache
 def code_version() -> str:
-    """A digest of this package's files: names, sizes and times of change."""
+    """A digest of this package's files as they were at the first call: names, sizes and times of change."""
     digest = hashlib.sha256()
     pending = [str(_PACKAGE)]
     while pending:
