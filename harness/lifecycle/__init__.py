@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from harness.lifecycle._compare import base_name
     from harness.lifecycle._describe import describe
     from harness.lifecycle._entries import HostEntry, host_entries
+    from harness.lifecycle._kept import kept_host
     from harness.lifecycle._owner import Taker, owned, recover, spawn
     from harness.lifecycle._post_mortem import Bundle, compose, read_bundle
     from harness.lifecycle._supervisor import supervise
@@ -30,6 +31,7 @@ else:
             "_compare": ("base_name",),
             "_describe": ("describe",),
             "_entries": ("HostEntry", "host_entries"),
+            "_kept": ("kept_host",),
             "_owner": ("Taker", "owned", "recover", "spawn"),
             "_post_mortem": ("Bundle", "compose", "read_bundle"),
             "_supervisor": ("supervise",),
@@ -58,6 +60,7 @@ __all__ = [
     "end_idle",
     "forget_last_words",
     "host_entries",
+    "kept_host",
     "owned",
     "read_bundle",
     "recover",

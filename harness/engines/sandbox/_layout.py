@@ -31,7 +31,7 @@ _OURS: Final = "/run/harness"
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Makes one host's places and says where they are. All are below `<scratch>/sandbox`."""
+    """Makes one host's places and says where they are: below `<scratch>/sandbox`, but for /tmp."""
 
     launch: HostLaunch
     python: Interpreter
@@ -46,13 +46,19 @@ class Layout:
         """The directory that goes when the host ends."""
         return self.launch.scratch.absolute() / "sandbox"
 
+    @property
+    def tmp(self) -> Path:
+        """The host's /tmp; it outlives the host, for whoever looks why a job failed."""
+        return self.launch.scratch.absolute() / "tmp"
+
     def make(self) -> dict[str, Any]:
         """Make the directories and files; the launcher's configuration, still without the memory group."""
         remove_tree(str(self.own))
-        for name in ("root", "home", "tmp", "var-tmp", "etc", "layers"):
+        for name in ("root", "home", "var-tmp", "etc", "layers"):
             (self.own / name).mkdir(parents=True)
-        for name in ("tmp", "var-tmp"):
-            (self.own / name).chmod(0o1777)
+        self.tmp.mkdir(exist_ok=True)
+        for path in (self.tmp, self.own / "var-tmp"):
+            path.chmod(0o1777)
         (self.own / "home").chmod(0o700)
         self._python_names()
         environment = _environment.compose(self.launch, self.python, self.user, _devices.machine_has_gpus())
@@ -96,7 +102,7 @@ class Layout:
         return {
             "root": str(self.own / "root"),
             "home": str(self.own / "home"),
-            "tmp": str(self.own / "tmp"),
+            "tmp": str(self.tmp),
             "var_tmp": str(self.own / "var-tmp"),
             "ml": os.path.realpath(self.launch.ml),
             "hostname": self.launch.hostname,
@@ -189,7 +195,7 @@ class Layout:
         environment: dict[str, str] = config["environment"] | {
             MARK_VARIABLE: f"{self.launch.job_name}:{os.getpid()}",
             "SAGEMAKER_BASE_DIR": str(own / "base"),
-            "TMPDIR": str(own / "tmp"),
+            "TMPDIR": str(self.tmp),
         }
         environment |= _environment.pip_fallback(self.python, environment)  # never into the user's own
         for name in ("HOME", "PATH", "PIP_PREFIX", "PYTHONPATH"):
