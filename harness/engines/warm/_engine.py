@@ -254,16 +254,20 @@ class WarmEngine:
         Raises:
             EngineError, OSError: something can't be removed; to be tried again.
         """
+        for name in self._end():
+            self._place.host(name).remove()
+
+    # ------------------------------------------------------------------------------------------ internals
+
+    def _end(self) -> tuple[str, ...]:
+        """End the hosts, whose directories stay; their names."""
         kept, self._kept, self._fingerprint = self._kept, {}, {}
         self.jobs = 0
         for each in kept.values():
             if each.link is not None:
                 each.link.leave()
         self._inner.close(self._place.job)
-        for name in kept:
-            self._place.host(name).remove()
-
-    # ------------------------------------------------------------------------------------------ internals
+        return tuple(kept)
 
     def _fit(self, launches: tuple[HostLaunch, ...]) -> str | None:
         """Why the kept hosts don't do for these launches; None when they do."""
@@ -401,15 +405,23 @@ class WarmEngine:
     def _undo(self, launches: tuple[HostLaunch, ...]) -> None:
         """After hosts couldn't be started: as it was before. What can't be done is for the log."""
         self._run = None
-        self.discard_quietly(close=True)
-        try:
-            self._return({launch.host: launch for launch in launches})
-        except OSError:
-            traceback.print_exc()
+        steps: tuple[Callable[[], object], ...] = (
+            self._end,
+            # Before the directories go: what was lent to them is in there.
+            lambda: self._return({launch.host: launch for launch in launches}),
+            *(self._place.host(launch.host).remove for launch in launches),
+        )
+        for number, step in enumerate(steps):
+            try:
+                step()
+            except (HarnessError, OSError):
+                traceback.print_exc()
+                if number == 1:
+                    return  # the job's files are still in there
 
-    def discard_quietly(self, *, close: bool = False) -> None:
+    def discard_quietly(self) -> None:
         """`discard`; what can't be removed is left to `clean_up`, and told in the log."""
-        if not self._kept and not close:
+        if not self._kept:
             return
         try:
             self.discard()
