@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from harness.errors import DiskError, StoreError, UsageError
 from harness.home import Home
-from harness.lifecycle import LEFT, clean_left, owned, recover, spawn
-from harness.lifecycle import describe as _describe
+from harness.lifecycle import owned, recover, spawn
 from harness.model import JsonObject, Plan, Spec, Treatment
 from harness.store import JobRecord, StopRequest, Store
 
@@ -67,14 +66,14 @@ def submit(
     Raises JobExistsError, MachineError, or ClientError when the source can't be packed. Nothing is
     written when it raises.
     """
-    from harness.telemetry import MetricScanner
-
     home = home or Home.find()
     chosen = plan or make_plan(spec, home)
     if spec.local.strict:
         check_strict(chosen)
-    # Refuses a definition that can't be evaluated before the job is accepted.
-    MetricScanner(spec.request["AlgorithmSpecification"].get("MetricDefinitions", []))
+    if definitions := spec.request["AlgorithmSpecification"].get("MetricDefinitions"):
+        from harness.telemetry import MetricScanner
+
+        MetricScanner(definitions)  # refuses one that can't be evaluated before the job is accepted
     takers: list[Taker] = []
     with contextlib.ExitStack() as until_taken:
         result: JsonObject = {}
@@ -167,10 +166,12 @@ def run(
 
 def describe(name: str, *, home: Home | None = None) -> JsonObject:
     """The job in DescribeTrainingJob's shape. Raises UsageError when there is none."""
+    from harness.lifecycle import describe
+
     with Store(home or Home.find()) as store:
         record = store.job(name)
         points = [point for _, point in store.metrics(name, sampled=False)]
-    return _describe(record, points)
+    return describe(record, points)
 
 
 def stop(name: str, *, now: bool = False, home: Home | None = None) -> JobRecord:
@@ -199,7 +200,7 @@ def collect(
     """
     from harness.channels import collect as collect_cache
     from harness.channels import used
-    from harness.lifecycle import clean_dead, end_idle, forget_last_words, warm_sets
+    from harness.lifecycle import LEFT, clean_dead, clean_left, end_idle, forget_last_words, warm_sets
     from harness.objects import ObjectStore
 
     home = home or Home.find()
@@ -242,6 +243,8 @@ def forget(names: Sequence[str], *, statuses: Collection[str], home: Home | None
 
     As `collect` does it: artifacts in the object store stay. Raises DiskError when a directory can't be removed.
     """
+    from harness.lifecycle import LEFT
+
     removed: list[str] = []
     if not names:
         return removed
