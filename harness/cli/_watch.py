@@ -185,8 +185,9 @@ class _Loop:
                 self._view.refused(error)
                 return None
             following = self._attend(run, interrupts)
-            if interrupts.count:
-                raise KeyboardInterrupt
+        # Only now: a Ctrl-C in the last moment is counted too.
+        if interrupts.count:
+            raise KeyboardInterrupt
         self._tidy()
         return following
 
@@ -210,8 +211,8 @@ class _Loop:
             words = {**self._options, "job_name": job_name or self._options["job_name"]}
             spec = load_spec(self._file, **words)
         except errors.HarnessError:
-            # What it names may be missing: when that comes, it is seen.
-            self._watcher.set(scope_of_file(self._file))
+            # What it names may be missing: when that comes, it is seen. So is what it named before.
+            self._watcher.set(scope_of_file(self._file).joined(self._watcher.scope))
             raise
         # Watched before it is packed: a file that changes while it is packed makes another run.
         self._watcher.set(scope_of(self._file, spec))

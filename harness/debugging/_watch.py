@@ -107,7 +107,8 @@ class Watcher:
     def __init__(self) -> None:
         self.notices: list[str] = []
         """What the user should know, one sentence each; whoever tells them empties the list."""
-        self._scope = Scope()
+        self.scope = Scope()
+        """What is watched; see `set`."""
         self._serial = 0
         self._ready = 0
         self._restarts = 0
@@ -130,8 +131,8 @@ class Watcher:
 
         Raises MachineError when the process that looks can't be kept alive, or nothing can be looked at.
         """
-        if scope != self._scope:
-            self._scope = scope
+        if scope != self.scope:
+            self.scope = scope
             self._send()
             self._await_ready()
 
@@ -159,7 +160,7 @@ class Watcher:
 
     def _send(self) -> None:
         self._serial += 1
-        line = json.dumps({"scope": self._scope.to_json(), "serial": self._serial}) + "\n"
+        line = json.dumps({"scope": self.scope.to_json(), "serial": self._serial}) + "\n"
         assert self._process.stdin is not None
         # A process that has just died is found to be dead when its answer is awaited.
         with contextlib.suppress(BrokenPipeError):
@@ -171,7 +172,7 @@ class Watcher:
             left = deadline - time.monotonic()
             if left <= 0:
                 raise MachineError(
-                    f"the files couldn't be looked at within {_PATIENCE:.0f} s: {', '.join(self._scope.trees)}; "
+                    f"the files couldn't be looked at within {_PATIENCE:.0f} s: {', '.join(self.scope.trees)}; "
                     "is there a network file system that doesn't answer?"
                 )
             self._receive(left)

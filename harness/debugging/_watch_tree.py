@@ -38,6 +38,13 @@ class Scope:
         """Whether the path, as the user calls it, is in it."""
         return path in self.files or any(path.startswith(f"{tree}/") for tree in self.trees)
 
+    def joined(self, other: Scope) -> Scope:
+        """What is in one of the two."""
+        return Scope(
+            trees=tuple(dict.fromkeys((*self.trees, *other.trees))),
+            files=tuple(dict.fromkeys((*self.files, *other.files))),
+        )
+
     def to_json(self) -> JsonObject:
         return {"trees": list(self.trees), "files": list(self.files)}
 
