@@ -98,6 +98,48 @@ def test_importing_the_package_stays_light() -> None:
     assert heavy.isdisjoint(loaded)
 
 
+SLOW = {
+    "asyncio",
+    "concurrent.futures",
+    "email",
+    "http.client",
+    "importlib.metadata",
+    "logging",
+    "ssl",
+    "unittest",
+}
+"""Of the standard library: five to twenty milliseconds each."""
+WAY = {
+    "to the job's record": (
+        "import harness.targets.local, harness.targets.interrupts, harness.cli._session\n"
+        "from harness.spec import load; from harness.plan import make; from harness.machine import Probe\n"
+        "from harness.channels import materialise_source; from harness.lifecycle import spawn",
+        {
+            "harness.lifecycle._supervisor",
+            "harness.telemetry",
+            "harness.engines.sandbox",
+            "harness.engines.warm",
+        },
+    ),
+    "to a job's supervisor": (
+        "import harness.lifecycle._supervisor",
+        {"harness.engines.docker", "harness.engines.warm._engine", "harness.spec._compile"},
+    ),
+}
+
+
+@pytest.mark.parametrize(("code", "elsewhere"), WAY.values(), ids=WAY.keys())
+def test_the_way_to_the_first_line_stays_short(code: str, elsewhere: set[str]) -> None:
+    """Every module on it delays each run: what only some jobs need is imported by those."""
+    loaded = subprocess.run(
+        [sys.executable, "-c", f"{code}\nimport sys; print(*sorted(sys.modules))"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    assert (SLOW | elsewhere).isdisjoint(loaded)
+
+
 def documented() -> list[tuple[str, str]]:
     """(room, door) of the table in docs/rooms.md."""
     rows = re.findall(
