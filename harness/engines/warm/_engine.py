@@ -51,7 +51,7 @@ class Expectation:
     """The script, relative to /opt/ml/code."""
     check: Callable[[], None] = lambda: None
     """Called while a host starts; raises what is to end that."""
-    room: Callable[[int], str | None] = lambda hosts: None
+    room: Callable[[int], str | None] | None = None
     """Why no more than so many hosts can be kept now; None: they can."""
 
 
@@ -305,7 +305,8 @@ class WarmEngine:
         if not self._keeping or refusal:
             self.told["why"] = refusal or why
             return False
-        if (full := self.expect.room(len(launches))) is not None:
+        full = self.expect.room(len(launches)) if self.expect.room else None
+        if full is not None:
             self.told["why"] = full
             return False
         try:

@@ -82,6 +82,7 @@ def fingerprint(
         "interpreter": first.python,
         "command": [[*(launch.entrypoint or ("",)), *launch.command] for launch in launches],
         "environment": {launch.host: start_environment(launch.environment) for launch in launches},
+        "what the debugger needs": [dict(launch.prepend) for launch in launches],
         "mounts": {
             launch.host: {str(each.target): _mount(launch, each) for each in launch.mounts}
             for launch in launches
@@ -140,7 +141,8 @@ def _sentence(fact: str, before: Any, now: Any) -> str:
         return _mounts_sentence(before, now)
     if fact in ("hosts", "GPUs"):
         return f"the job's {fact} changed"
-    return f"{'' if fact == 'requirements.txt' else 'the '}{fact} changed"
+    article = "" if fact == "requirements.txt" or fact.startswith("what ") else "the "
+    return f"{article}{fact} changed"
 
 
 def _mounts_sentence(before: Any, now: Any) -> str:
@@ -159,8 +161,8 @@ def _mounts_sentence(before: Any, now: Any) -> str:
 def _mount(launch: HostLaunch, mount: Mount) -> list[str]:
     if is_own(launch, mount):
         return ["its own", mount.mode, ""]
-    real = os.path.realpath(mount.source)
-    return [real, mount.mode, _names(real) if mount.mode == "overlay" else _identity(real)]
+    real = mount.source.resolve()
+    return [str(real), mount.mode, _names(real) if mount.mode == "overlay" else _identity(real)]
 
 
 def is_own(launch: HostLaunch, mount: Mount) -> bool:
@@ -168,32 +170,29 @@ def is_own(launch: HostLaunch, mount: Mount) -> bool:
     return mount.mode == "rw" and mount.source.is_relative_to(launch.ml.parent)
 
 
-def _identity(path: str) -> str:
+def _identity(path: Path) -> str:
     """Which directory or file it is: one that was made anew under the old name isn't seen by an old mount."""
-    info = os.stat(path)
+    info = path.stat()
     return f"{info.st_dev}:{info.st_ino}"
 
 
-def _names(path: str) -> str:
+def _names(path: Path) -> str:
     """A digest that changes when a name below `path` comes, goes, or stands for another file.
 
     An overlay remembers what it found under a name: a file that was replaced under it would stay the old one.
     What is written into a file without replacing it is seen, and doesn't count. Costs one listing, no look at
     the files.
     """
+    if not path.is_dir():
+        return f"{_identity(path)}:{path.stat().st_mtime_ns}"
     digest = hashlib.sha256()
-    if not os.path.isdir(path):
-        info = os.stat(path)
-        return f"{info.st_ino}:{info.st_mtime_ns}"
     pending = [path]
     while pending:
         folder = pending.pop()
-        info = os.stat(folder)
-        digest.update(
-            f"{folder}\0{info.st_dev}:{info.st_ino}\0{info.st_mtime_ns}\0".encode(errors="surrogateescape")
-        )
+        told = f"{folder}\0{_identity(folder)}\0{folder.stat().st_mtime_ns}\0"
+        digest.update(told.encode(errors="surrogateescape"))
         with os.scandir(folder) as entries:
-            pending += sorted(entry.path for entry in entries if entry.is_dir(follow_symlinks=False))
+            pending += sorted(Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False))
     return digest.hexdigest()[:16]
 
 

@@ -10,11 +10,14 @@ to take long count, for a function that is never called must cost no memory for 
 from __future__ import annotations
 
 import ast
+import functools
 import sys
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from harness._values import dataclass
 from harness.engines.warm._match import is_start_relevant
 
 __all__ = ["modules"]
@@ -70,6 +73,18 @@ def modules(code: Path, entry: str) -> tuple[str, ...]:
     return tuple(scan.found)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Read:
+    """What one file's text says."""
+
+    imports: tuple[tuple[int, str, tuple[str, ...]], ...]
+    """(level, module, members) of its import statements, in order; members only of `from … import`."""
+    closed: bool
+    """After these it sets a variable that modules read while they are imported."""
+    in_functions: tuple[str, ...]
+    """Modules that only functions import."""
+
+
 class _Scan:
     def __init__(self, code: Path) -> None:
         self._code = code
@@ -85,56 +100,45 @@ class _Scan:
         try:
             if path.stat().st_size > _MOST_BYTES:
                 return
-            tree = ast.parse(path.read_bytes(), filename=str(path))
-        except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
-            return  # it will fail in the host, in its own words
-        for node in _statements(tree.body):
+            read = _read(path.read_bytes())
+        except OSError:
+            return
+        for level, module, members in read.imports:
             if self._closed:
                 return
-            self._statement(node, path)
-        for name in _in_functions(tree):
-            self._third_party(name, only_heavy=True)
+            if level:
+                self._relative(level, module, members, path)
+            else:
+                self._absolute(module, members, path)
+        self._closed |= read.closed
+        if not self._closed:
+            for name in read.in_functions:
+                self._third_party(name, only_heavy=True)
 
-    def _statement(self, node: ast.stmt, path: Path) -> None:
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                self._absolute(alias.name, path)
-        elif isinstance(node, ast.ImportFrom):
-            if node.level:
-                self._relative(node, path)
-            elif node.module:
-                self._absolute(node.module, path, tuple(alias.name for alias in node.names))
-        elif any(is_start_relevant(name) for name in _variables_set(node)):
-            self._closed = True
-
-    def _absolute(self, name: str, path: Path, members: tuple[str, ...] = ()) -> None:
+    def _absolute(self, name: str, members: tuple[str, ...], path: Path) -> None:
         """`import name`, or `from name import members`."""
         for place in (path.parent, self._code):
             if self._own(place, name.split("."), members):
                 return
-        self._third_party(name, members=members)
+        self._third_party(name)
 
-    def _relative(self, node: ast.ImportFrom, path: Path) -> None:
+    def _relative(self, level: int, module: str, members: tuple[str, ...], path: Path) -> None:
         place = path.parent
-        for _ in range(node.level - 1):
+        for _ in range(level - 1):
             place = place.parent
-        if not place.is_relative_to(self._code):
-            return
-        parts = node.module.split(".") if node.module else []
-        self._own(place, parts, tuple(alias.name for alias in node.names))
+        if place.is_relative_to(self._code):
+            self._own(place, module.split(".") if module else [], members)
 
     def _own(self, place: Path, parts: list[str], members: tuple[str, ...]) -> bool:
         """Follow a module of the user's; False when there is none of that name in `place`."""
         if parts and not _is_module(place, parts[0]):
             return False
         for part in parts:
-            package = place / part / "__init__.py"
-            if (place / part).is_dir():
-                self.file(package)
-                place = place / part
-            else:
+            if not (place / part).is_dir():
                 self.file(place / f"{part}.py")
                 return True
+            self.file(place / part / "__init__.py")
+            place = place / part
         for member in members:
             if (place / f"{member}.py").is_file():
                 self.file(place / f"{member}.py")
@@ -142,14 +146,33 @@ class _Scan:
                 self.file(place / member / "__init__.py")
         return True
 
-    def _third_party(self, name: str, *, members: tuple[str, ...] = (), only_heavy: bool = False) -> None:
+    def _third_party(self, name: str, *, only_heavy: bool = False) -> None:
+        # Of `from torch import nn` only torch: what nn is can be told only when torch is imported.
         top = name.partition(".")[0]
-        if top in sys.stdlib_module_names or top == "__future__" or _is_module(self._code, top):
+        if top in sys.stdlib_module_names or _is_module(self._code, top):
             return
-        if only_heavy and top not in _HEAVY:
-            return
-        del members  # `from torch import nn`: whether nn is a module is only known when torch is imported
-        self.found[name] = None
+        if not only_heavy or top in _HEAVY:
+            self.found[name] = None
+
+
+@functools.lru_cache(maxsize=2 * _MOST_FILES)
+def _read(text: bytes) -> _Read:
+    """Parsing is what takes long, and from one run to the next few files change."""
+    imports: list[tuple[int, str, tuple[str, ...]]] = []
+    closed = False
+    try:
+        tree = ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return _Read(imports=(), closed=False, in_functions=())  # it will fail in the host, in its own words
+    for node in _statements(tree.body):
+        if isinstance(node, ast.Import):
+            imports += [(0, alias.name, ()) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            imports.append((node.level, node.module or "", tuple(alias.name for alias in node.names)))
+        elif any(is_start_relevant(name) for name in _variables_set(node)):
+            closed = True
+            break
+    return _Read(imports=tuple(imports), closed=closed, in_functions=tuple(_in_functions(tree)))
 
 
 def _is_module(place: Path, name: str) -> bool:
@@ -188,7 +211,13 @@ def _type_checking(test: ast.expr) -> bool:
 def _in_functions(tree: ast.Module) -> Iterator[str]:
     """Modules that functions import, and `except` blocks."""
     at_import = set(map(id, _statements(tree.body)))
-    for node in ast.walk(tree):
+    pending: deque[ast.AST] = deque([tree])
+    while pending:
+        node = pending.popleft()
+        if isinstance(node, ast.If) and _type_checking(node.test):
+            pending += node.orelse
+            continue
+        pending += ast.iter_child_nodes(node)
         if id(node) in at_import:
             continue
         if isinstance(node, ast.Import):
