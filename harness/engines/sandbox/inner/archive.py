@@ -171,6 +171,8 @@ def unpack(stream: IO[bytes], path: str, *, as_it_is: bool = False, name: str | 
                     member = tar.next()
                     setattr(tar, "members", [])  # noqa: B010 - or a million files are kept in memory
                 place.finish()
+                while stream.read(_CHUNK):
+                    pass  # what pads the stream: whoever writes it must not find that nobody reads
             finally:
                 place.close()
     except tarfile.TarError as error:
