@@ -53,6 +53,8 @@ def _checks(machine: Machine) -> Iterator[Check]:
         yield _image(machine)
     yield _sandbox(machine)
     yield _gpus(machine)
+    if machine.gpus and machine.python().cuda:
+        yield _cuda(machine)
     yield _sdk()
 
 
@@ -149,7 +151,25 @@ def _gpus(machine: Machine) -> Check:
     if not machine.gpus:
         return Check(name="gpus", status="warn", detail=f"{machine.gpu_reason}: jobs run on the CPU")
     names = ", ".join(f"{gpu.name} ({gpu.memory_bytes / _GIB:.0f} GiB)" for gpu in machine.gpus)
-    return Check(name="gpus", status="ok", detail=f"{len(machine.gpus)}: {names}")
+    detail = "; ".join(filter(None, (f"{len(machine.gpus)}: {names}", machine.gpu_driver)))
+    return Check(name="gpus", status="ok", detail=detail)
+
+
+def _cuda(machine: Machine) -> Check:
+    """Tried, not guessed: whether a PyTorch fits a driver depends on both, and on the GPU."""
+    try:
+        found = machine.cuda()
+    except HarnessError as error:
+        return Check(name="cuda", status="warn", detail=str(error), advice="install torch again")
+    nccl = f"NCCL {found.nccl}" if found.nccl else "no NCCL: ranks meet through gloo"
+    if found.problem:
+        return Check(
+            name="cuda",
+            status="warn",
+            detail=f"PyTorch can't use the GPUs: {found.problem} ({nccl})",
+            advice="install a build of torch for the CUDA of the driver, or a newer driver",
+        )
+    return Check(name="cuda", status="ok", detail=f"PyTorch can use the GPUs; {nccl}")
 
 
 def _sdk() -> Check:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from harness.model import Gpu
 
-__all__ = ["probe", "visible"]
+__all__ = ["driver", "probe", "visible"]
 
 _DEVICES = ("/dev/nvidiactl", "/dev/dxg")
 """The driver's own device; WSL's."""
@@ -34,6 +34,24 @@ def probe(environ: Mapping[str, str] = os.environ) -> tuple[tuple[Gpu, ...], str
         return (), "the NVIDIA driver lists no GPU"
     allowed = visible(found, environ.get("CUDA_VISIBLE_DEVICES"))
     return allowed, "" if allowed else "CUDA_VISIBLE_DEVICES hides every GPU"
+
+
+def driver() -> str:
+    """The driver's version, and the newest CUDA that it runs, for `doctor`; empty when it doesn't tell."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return ""
+    try:
+        version = _text(pynvml.nvmlSystemGetDriverVersion())
+        cuda = pynvml.nvmlSystemGetCudaDriverVersion_v2()
+    except pynvml.NVMLError:
+        return ""
+    finally:
+        pynvml.nvmlShutdown()
+    return f"driver {version} for CUDA up to {cuda // 1000}.{cuda % 1000 // 10}"
 
 
 def visible(gpus: tuple[Gpu, ...], setting: str | None) -> tuple[Gpu, ...]:

@@ -11,7 +11,7 @@ from harness.home import Home
 from harness.machine import _daemon, _gpus, _limits, _namespaces, _python
 from harness.machine._daemon import Docker, Image
 from harness.machine._namespaces import Sandbox
-from harness.machine._python import Python
+from harness.machine._python import Cuda, Python
 from harness.model import Gpu
 
 __all__ = ["Machine", "Probe"]
@@ -61,6 +61,15 @@ class Machine:
     def image(self, name: str) -> Image | None:
         """The local image of that name; None when it isn't here or no engine answers."""
         return self.docker.image(name)
+
+    @property
+    def gpu_driver(self) -> str:
+        """The driver's version, and the newest CUDA that it runs; empty when it doesn't tell."""
+        return _gpus.driver() if self.gpus else ""
+
+    def cuda(self) -> Cuda:
+        """What PyTorch of the sandbox's interpreter makes of the GPUs, tried for real. Raises EngineError."""
+        return _python.try_cuda(self.python().executable)
 
     def python(self, executable: str | None = None) -> Python:
         """An interpreter and its PyTorch; None: the one that runs us. Raises EngineError."""

@@ -15,7 +15,7 @@ from typing import Final
 from harness._values import dataclass
 from harness.errors import EngineError
 
-__all__ = ["OLDEST", "Python", "inspect"]
+__all__ = ["OLDEST", "Cuda", "Python", "inspect", "try_cuda"]
 
 OLDEST: Final = (3, 8)
 """The oldest that runs our stand-in for the training toolkit."""
@@ -29,6 +29,33 @@ for name in ("torch", "torchvision"):
     found[name] = None if spec is None else spec.origin
 print(json.dumps(found))
 """
+
+
+_CUDA_SECONDS: Final = 120
+"""A first `import torch` from a slow disk can take a minute."""
+_CUDA_QUESTION: Final = """
+import json, torch, torch.cuda.nccl
+try:
+    nccl = ".".join(map(str, torch.cuda.nccl.version()))
+except AttributeError:
+    nccl = None
+try:
+    torch.cuda.init()
+    problem = ""
+except Exception as error:
+    problem = str(error).strip().splitlines()[0]
+print(json.dumps({"nccl": nccl, "problem": problem}))
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cuda:
+    """What an interpreter's PyTorch makes of this machine's GPUs."""
+
+    nccl: str | None
+    """NCCL that it was built with or comes with; None: a build without."""
+    problem: str
+    """Why it can't use them; empty when it can."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +104,30 @@ def inspect(executable: str | None = None) -> Python:
         raise EngineError(f"{path} is no Python that runs ({reason}): set [local] python") from error
     # Not the link's target: a virtual environment is known by the name it is started with.
     return _python(path, found["version"], found)
+
+
+def try_cuda(executable: str) -> Cuda:
+    """Import that interpreter's PyTorch, in a process of its own, and start CUDA: some seconds.
+
+    Raises:
+        EngineError: it has no PyTorch that can be imported, or gives no answer.
+    """
+    try:
+        done = subprocess.run(
+            [executable, "-c", _CUDA_QUESTION],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=_CUDA_SECONDS,
+            stdin=subprocess.DEVNULL,
+        )
+        found = json.loads(done.stdout.splitlines()[-1])
+    except subprocess.CalledProcessError as error:
+        said = (error.stderr.strip().splitlines() or [f"exit code {error.returncode}"])[-1]
+        raise EngineError(f"PyTorch of {executable} can't be imported: {said[:200]}") from error
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError) as error:
+        raise EngineError(f"{executable} doesn't tell what its PyTorch makes of the GPUs: {error}") from error
+    return Cuda(nccl=found["nccl"], problem=found["problem"])
 
 
 def _origin(name: str) -> str | None:

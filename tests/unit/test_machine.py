@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pynvml
 import pytest
 
 from harness import machine as room
@@ -19,7 +21,9 @@ from harness.engines import images
 from harness.errors import DiskError, EngineError
 from harness.home import Home
 from harness.machine import Docker, Machine, Sandbox, _gpus, _limits, _machine, _namespaces, _python, checks
+from harness.machine._python import Cuda
 from harness.model import Gpu
+from tests.conftest import gpu_unavailable
 
 GIB = 1024**3
 
@@ -374,6 +378,73 @@ def test_doctor_is_content_with_a_good_machine(box: Callable[..., Machine]) -> N
     found = by_name(box())
     assert found["sandbox"].status == found["state"].status == found["gpus"].status == "ok"
     assert "NVIDIA A100 (40 GiB)" in found["gpus"].detail
+
+
+@pytest.mark.parametrize(
+    ("cuda", "status", "words"),
+    [
+        (Cuda(nccl="2.21.5", problem=""), "ok", "PyTorch can use the GPUs; NCCL 2.21.5"),
+        (Cuda(nccl=None, problem=""), "ok", "gloo"),
+        (
+            Cuda(nccl="2.21.5", problem="The NVIDIA driver is too old"),
+            "warn",
+            "can't use the GPUs: The NVIDIA",
+        ),
+        (EngineError("PyTorch of x can't be imported: no"), "warn", "can't be imported: no"),
+    ],
+)
+def test_doctor_tries_pytorch_on_the_gpus(
+    box: Callable[..., Machine],
+    monkeypatch: pytest.MonkeyPatch,
+    cuda: Cuda | EngineError,
+    status: str,
+    words: str,
+) -> None:
+    def tried(executable: str) -> Cuda:
+        assert executable == "/usr/bin/mine"
+        if isinstance(cuda, EngineError):
+            raise cuda
+        return cuda
+
+    mine = room.Python(
+        executable="/usr/bin/mine", version="3.11.2", torch="2.6.0+cu124", cuda="12.4", torchvision=None
+    )
+    monkeypatch.setattr(_python, "try_cuda", tried)
+    monkeypatch.setattr(_gpus, "driver", lambda: "driver 550.54.15 for CUDA up to 12.4")
+    found = by_name(box(_pythons={None: mine}))
+    assert found["gpus"].detail.endswith("(40 GiB); driver 550.54.15 for CUDA up to 12.4")
+    assert found["cuda"].status == status
+    assert words in found["cuda"].detail
+    assert bool(found["cuda"].advice) == (status == "warn")
+
+
+def test_the_driver_is_told_as_the_library_tells_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    open_ = []
+    monkeypatch.setattr(pynvml, "nvmlInit", lambda: open_.append(1))
+    monkeypatch.setattr(pynvml, "nvmlShutdown", open_.pop)
+    monkeypatch.setattr(pynvml, "nvmlSystemGetDriverVersion", lambda: b"550.54.15")
+    monkeypatch.setattr(pynvml, "nvmlSystemGetCudaDriverVersion_v2", lambda: 12040)
+    assert _gpus.driver() == "driver 550.54.15 for CUDA up to 12.4"
+
+    def refuse() -> int:
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_UNKNOWN)
+
+    monkeypatch.setattr(pynvml, "nvmlSystemGetCudaDriverVersion_v2", refuse)
+    assert _gpus.driver() == ""
+    assert open_ == []
+
+
+def test_pytorch_is_tried_in_a_process_of_its_own(tmp_path: Path) -> None:
+    if importlib.util.find_spec("torch") is None:
+        pytest.skip("no PyTorch here")
+    found = _python.try_cuda(sys.executable)
+    if gpu_unavailable():
+        assert found.problem
+    bare = tmp_path / "python"
+    bare.write_text("#!/bin/sh\necho 'ModuleNotFoundError: No module named torch' >&2\nexit 1\n")
+    bare.chmod(0o755)
+    with pytest.raises(EngineError, match="can't be imported: ModuleNotFoundError: No module named torch"):
+        _python.try_cuda(str(bare))
 
 
 def test_doctor_fails_only_for_what_stops_everything(box: Callable[..., Machine], tmp_path: Path) -> None:
