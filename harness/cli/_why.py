@@ -57,6 +57,7 @@ def _document(found: Why) -> dict[str, Any]:
         "TrainingJobStatus": record.status,
         "SecondaryStatus": record.secondary_status,
         "verdict": found.verdict,
+        "source_edited": found.edited,
         "bundle": found.bundle,
         "directory": None if found.directory is None else str(found.directory),
         "stacks": found.live,
@@ -113,9 +114,10 @@ class _Page:
                 return []
             place = f"{frame['path'] or frame['file']}:{frame['line']} in {frame['function']}"
             return ["", self._cut(f"  {_terminal.harmless(place)}")]
-        edited = "  (edited since: this is what ran)" if source["edited_since"] else ""
         place = f"{source['path'] or source['file']}:{source['line']}"
-        lines = ["", f"  {self._screen.style(place, 'cyan')} in {frame['function']}{edited}"]
+        lines = ["", f"  {self._screen.style(_terminal.harmless(place), 'cyan')} in {frame['function']}"]
+        if self._found.edited:
+            lines.append(self._screen.style("  (this is what ran: the file has been edited since)", "yellow"))
         reach = 5 if self._full else 3
         for number, text in enumerate(source["lines"], start=source["first"]):
             if abs(number - source["line"]) > reach:

@@ -10,7 +10,7 @@ from typing import Any, Final
 from harness._values import dataclass, field
 from harness.errors import UsageError
 from harness.home import Home
-from harness.lifecycle import Bundle, compose, read_bundle
+from harness.lifecycle import Bundle, compose, read_bundle, source_digest
 from harness.model import JsonObject
 from harness.store import JobRecord, Store, to_json
 from harness.telemetry import read_evidence, standstill, take_stacks
@@ -31,6 +31,8 @@ class Why:
     """The post-mortem bundle's document (docs/post-mortem.md); None where there is nothing to explain."""
     directory: Path | None = None
     """Where the bundle and its files are."""
+    edited: bool = False
+    """The file of the verdict's line is another by now than the one that ran."""
     live: JsonObject | None = None
     """Of a running job: `telemetry.Stacks` as JSON, taken now."""
     earlier: tuple[str, ...] = ()
@@ -73,6 +75,7 @@ def why(home: Home, name: str) -> Why:
         verdict=found.document["verdict"]["sentence"],
         bundle=found.document,
         directory=found.directory,
+        edited=_edited(found.document["source"]),
         earlier=found.earlier,
         next=_commands(record, found.document),
     )
@@ -110,6 +113,16 @@ def _running(home: Home, record: JobRecord) -> Why:
             f"harness stop {record.name}",
         ),
     )
+
+
+def _edited(source: Mapping[str, Any] | None) -> bool:
+    if source is None or source["path"] is None:
+        return False
+    try:
+        lines = Path(source["path"]).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return True
+    return source_digest(lines) != str(source["sha256"])
 
 
 def _living(evidence: Mapping[str, Any]) -> dict[str, list[int]]:

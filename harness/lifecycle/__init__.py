@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from harness.lifecycle._entries import HostEntry, host_entries
     from harness.lifecycle._kept import kept_host
     from harness.lifecycle._owner import Taker, owned, recover, spawn
-    from harness.lifecycle._post_mortem import Bundle, compose, read_bundle
+    from harness.lifecycle._post_mortem import Bundle, compose, read_bundle, source_digest
     from harness.lifecycle._supervisor import supervise
     from harness.lifecycle._warm import (
         Keepers,
@@ -33,7 +33,7 @@ else:
             "_entries": ("HostEntry", "host_entries"),
             "_kept": ("kept_host",),
             "_owner": ("Taker", "owned", "recover", "spawn"),
-            "_post_mortem": ("Bundle", "compose", "read_bundle"),
+            "_post_mortem": ("Bundle", "compose", "read_bundle", "source_digest"),
             "_supervisor": ("supervise",),
             "_warm": (
                 "Keepers",
@@ -65,6 +65,7 @@ __all__ = [
     "read_bundle",
     "recover",
     "recover_warm",
+    "source_digest",
     "spawn",
     "supervise",
     "warm_sets",

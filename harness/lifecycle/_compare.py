@@ -93,22 +93,28 @@ def changes_since_good(store: Store, record: JobRecord) -> Changes:
 
 
 def last_good(store: Store, record: JobRecord) -> JobRecord | None:
-    """The newest completed job before `record` of the same base name, or of the same source directory."""
-    base, source = base_name(record.name), source_path(record)
-    alike: JobRecord | None = None
+    """The newest completed job before `record` that is most alike: of the same base name and source directory,
+    else of that directory, else of that name and entry point."""
+    mine = _kin(record)
+    best: tuple[int, JobRecord] | None = None
     for each in store.jobs(status="Completed", limit=_LOOKED_AT):
         if each.created >= record.created:
             continue
-        same_name = base_name(each.name) == base
-        if not same_name and source is None:
-            continue
         full = store.job(each.name)
-        theirs = source_path(full)
-        if same_name and (source is None or theirs is None or theirs == source):
+        theirs = _kin(full)
+        same_source = mine[1] is not None and mine[1] == theirs[1]
+        same_name = mine[0] == theirs[0] and mine[2] == theirs[2]
+        alike = 2 * same_source + same_name
+        if alike == 3:
             return full
-        if alike is None and source is not None and theirs == source:
-            alike = full
-    return alike
+        if alike and (best is None or alike > best[0]):
+            best = alike, full
+    return None if best is None else best[1]
+
+
+def _kin(record: JobRecord) -> tuple[str, Path | None, str | None]:
+    program = record.request.get("HyperParameters", {}).get("sagemaker_program")
+    return base_name(record.name), source_path(record), program
 
 
 def base_name(name: str) -> str:

@@ -33,7 +33,7 @@ from harness.telemetry import (
     short_path,
 )
 
-__all__ = ["BUNDLE", "PLACE", "Bundle", "compose", "keep", "read_bundle", "set_aside", "source_lines"]
+__all__ = ["BUNDLE", "PLACE", "Bundle", "compose", "keep", "read_bundle", "set_aside", "source_digest"]
 
 PLACE: Final = "post-mortem"
 BUNDLE: Final = "bundle.json"
@@ -333,18 +333,21 @@ class _Code:
             return None
         first = max(1, frame.line - _AROUND)
         path = own_path(frame.file, self._source, self._entry)
-        edited = False
-        if path is not None:
-            with contextlib.suppress(OSError):
-                edited = path.read_text(encoding="utf-8", errors="replace").splitlines() != lines
         return {
             "file": frame.file,
             "path": None if path is None else str(path),
-            "edited_since": edited,
+            "sha256": source_digest(lines),
             "line": frame.line,
             "first": first,
             "lines": [line[:400] for line in lines[first - 1 : frame.line + _AROUND]],
         }
+
+
+def source_digest(lines: list[str]) -> str:
+    """Tells whether a file is still the one that ran."""
+    import hashlib
+
+    return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def source_lines(home: Home, record: JobRecord, inside: str) -> list[str] | None:

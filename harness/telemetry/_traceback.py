@@ -36,7 +36,8 @@ _SYNTAX: Final = ("SyntaxError", "IndentationError", "TabError")
 _END: Final = re.compile(r"Reporting training FAILURE")
 """What the toolkit prints after it is its own telling of what was printed before."""
 _BEGIN: Final = "Invoking script with the following command:"
-"""What the toolkit prints before it is its environment: of no use here, and it may hold secrets."""
+"""What the toolkit prints before it is its environment, and right after it the script's command line: of no
+use here, and both may hold secrets."""
 _LOGGED: Final = re.compile(
     r"^(?:\d{4}-\d\d-\d\d[ T]|\[\d{4}-\d\d|[IWEF]\d{4} |(?:INFO|WARNING|ERROR|DEBUG|CRITICAL)[: ]|={5}|-{5}|\[?rank\d)"
 )
@@ -167,6 +168,7 @@ class _Scanner:
         self.root: dict[str, str] | None = None
         self.crashed: list[Frame] = []
         self._crashing = False
+        self._command_next = False
         self._in_root = False
         self._open: list[_Open] = []
         self._message: tuple[Traceback, int] | None = None
@@ -184,6 +186,9 @@ class _Scanner:
             line = raw[prefix.end() :]
         if raw.strip() == _BEGIN:
             self._last.clear()
+            self._command_next = True
+        elif raw.strip() and self._command_next:
+            self._command_next = False
         elif raw.strip() and not _TOOLKITS.match(raw):
             self._last.append(raw)
             del self._last[: -self._keep_last]
