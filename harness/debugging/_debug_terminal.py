@@ -29,6 +29,13 @@ __all__ = ["Stage", "Terminal"]
 
 _CTRL_C: Final = b"\x03"
 _CTRL_BACKSLASH: Final = b"\x1c"
+_OVER: Final = b"\0"
+"""Written by the program when it goes on."""
+_AGAIN: Final = 0.25
+"""Seconds after which Ctrl-C is repeated."""
+_TIMES: Final = 8
+_LATE: Final = 0.02
+"""Seconds that what was written to a pseudo-terminal may take to come out of it."""
 _LINE: Final = 8192
 """Bytes of an unfinished line that are kept to show it again."""
 
@@ -59,6 +66,8 @@ class Terminal:
         self._master, self._slave = os.openpty()
         self._saved: list[Any] | None = None
         self._line = bytearray()
+        self._unheard = 0
+        """How often Ctrl-C is still to be repeated, as nothing was heard since."""
         self._gate = threading.Lock()
 
     def __enter__(self) -> Terminal:
@@ -107,8 +116,13 @@ class Terminal:
         while True:
             standing = self._saved is not None
             watched: list[Any] = [connection, self._master, *([sys.stdin] if standing else [])]
-            ready, _, _ = select.select(watched, [], [], 1.0)
+            ready, _, _ = select.select(watched, [], [], _AGAIN)
+            if self._unheard and not ready:
+                # A signal that comes just before a line editor waits for keys doesn't wake it.
+                self._unheard -= 1
+                connection.sendall(_CTRL_C)
             if self._master in ready:
+                self._unheard = 0
                 self._show(os.read(self._master, 65536))
             if connection in ready:
                 data = connection.recv(65536)
@@ -127,9 +141,6 @@ class Terminal:
             self._stop()
         elif message.get("stopped"):
             self._take()
-        else:
-            self._drain()
-            self._give_back()
 
     def _type(self, connection: socket.socket, data: bytes) -> None:
         if not data:  # our own terminal is gone: so is the program's
@@ -138,11 +149,13 @@ class Terminal:
             os.kill(os.getpid(), signal.SIGINT)  # stops the job, whatever the program is doing
             return
         *before, data = data.split(_CTRL_C)
-        for _ in before:
+        if before:
             connection.sendall(_CTRL_C)
+            self._unheard = _TIMES
         os.write(self._master, data)
 
     def _show(self, data: bytes) -> None:
+        data, over, late = data.partition(_OVER)
         head, newline, tail = data.rpartition(b"\n")
         del head
         if newline:
@@ -150,10 +163,16 @@ class Terminal:
         self._line += tail
         del self._line[:-_LINE]
         self._stage.raw(data)
+        if over:
+            if self._line:
+                self._show(b"\r\n")
+            self._give_back()
+            if late:
+                self._show(late)
 
     def _drain(self) -> None:
-        """What the program wrote before it went on."""
-        while select.select([self._master], [], [], 0)[0]:
+        """What the program wrote before it ended."""
+        while select.select([self._master], [], [], _LATE)[0]:
             self._show(os.read(self._master, 65536))
         if self._line and self._saved is not None:
             self._show(b"\r\n")

@@ -57,7 +57,7 @@ class Console:
 
     def write(self, text: str) -> int:
         try:
-            self._output.write(text)
+            self._output.write(text.replace("\0", ""))
         except OSError:
             pass  # the terminal is gone; reading will tell
         return len(text)
@@ -121,9 +121,21 @@ class Console:
         self._input = open(reading, encoding="utf-8", errors="replace")  # noqa: SIM115
         self._output = open(writing, "w", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
         try:
-            self._reader = _line_editor(reading, writing, told.get("term") or "dumb")
+            self._reader = _line_editor(reading, writing, told["term"])
         except Exception:
             self._reader = None  # no readline here: the terminal's own line editing does
+
+    def begin(self) -> None:
+        """The program stands: keys go to it."""
+        self.tell(stopped=True)
+
+    def end(self) -> None:
+        """It goes on. Told among what it wrote, so that nothing of that comes later."""
+        self.flush()
+        try:
+            os.write(self._output.fileno(), b"\0")
+        except OSError:
+            pass
 
     def tell(self, **message: Any) -> None:
         try:
@@ -186,7 +198,9 @@ def _line_editor(reading: int, writing: int, term: str) -> Callable[[str], str]:
     before = os.environ.get("TERM")
     os.environ["TERM"] = term  # read by readline when it is loaded
     try:
-        import readline  # noqa: F401 - sets what PyOS_Readline calls
+        import readline  # sets what PyOS_Readline calls
+
+        readline.parse_and_bind("set bell-style none")  # it would ring in the log
     finally:
         if before is None:
             del os.environ["TERM"]
@@ -242,15 +256,14 @@ class Debugger(pdb.Pdb):
                 self._go_without(why)
                 return
             self.console.files.pause()
-            self.console.tell(stopped=True)
+            self.console.begin()
             restore = _interruptible(self.console)
             try:
                 _complete_with(self)
                 super().interaction(frame, traceback, *more)
             finally:
                 restore()
-                self.console.flush()
-                self.console.tell(stopped=False)
+                self.console.end()
                 self.console.files.resume()
                 self.console.files.go()
 
