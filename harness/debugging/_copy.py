@@ -15,7 +15,7 @@ from harness.debugging._kept_files import KeptFiles
 from harness.debugging._shell import find_host, kept_entry
 from harness.engines.archive import RefusedError, pack, unpack
 from harness.engines.enter import Fill, GoneError, Kind, Report, open_door
-from harness.errors import DiskError, HarnessError, UsageError
+from harness.errors import DiskError, UsageError
 from harness.home import Home
 from harness.store import Store
 
@@ -52,10 +52,6 @@ class Copied:
     """For the first of those, the path and the reason."""
 
 
-class CopyRefusedError(HarnessError):
-    """What was asked for isn't there, or doesn't fit its destination."""
-
-
 class _Files(Protocol):
     def pack(
         self, path: str, *, follow: bool, contents: bool
@@ -86,8 +82,8 @@ def copy(source: str, target: str, *, follow: bool = False, home: Home | None = 
     `follow`: if the source is a link, what it leads to.
 
     Raises:
-        UsageError: the words make no sense, or there is no such job or host.
-        CopyRefusedError: there is no such path, or it doesn't fit the destination.
+        UsageError: the words make no sense, there is no such job, host or path, or the source doesn't fit
+            its destination.
         GoneError: the host ended meanwhile.
         DiskError: this machine's disk is full or read-only.
     """
@@ -108,9 +104,9 @@ def copy(source: str, target: str, *, follow: bool = False, home: Home | None = 
             raise DiskError(f"can't write {error.filename or target}: {error.strerror}") from error
         if isinstance(error, BrokenPipeError):
             raise
-        raise CopyRefusedError(f"{error.filename or target}: {error.strerror}") from error
+        raise UsageError(f"{error.filename or target}: {error.strerror}") from error
     if "refused" in report:
-        raise CopyRefusedError(f"can't copy {source} to {target}: {report['refused']}")
+        raise UsageError(f"can't copy {source} to {target}: {report['refused']}")
     return Copied(
         files=report["files"], bytes=report["bytes"], skipped=report["skipped"], why=tuple(report["why"])
     )

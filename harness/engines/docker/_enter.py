@@ -25,6 +25,9 @@ __all__ = ["DockerDoor"]
 
 _CHUNK: Final = 1 << 20
 _NOT_FOUND: Final = re.compile(r"executable file not found|no such file or directory", re.IGNORECASE)
+_WRAPPING: Final = re.compile(
+    r"^OCI runtime exec failed: |exec failed: |unable to start container process: |: unknown$"
+)
 _REFUSED: Final = re.compile(rb"OCI runtime exec failed: .*|.*unable to start container process.*", re.DOTALL)
 _LOOK: Final = (
     'for d in /opt/ml/code /; do cd "$d" 2>/dev/null && break; done; printf "%s\\0" "$PWD"; '
@@ -106,11 +109,11 @@ class DockerDoor:
     def pack(
         self, path: str, *, follow: bool, contents: bool
     ) -> Iterator[tuple[IO[bytes], Callable[[], Report]]]:
-        told = self._stat(path)
+        told = self._stat(path.rstrip("/") or "/")
         if told is None:
             yield io.BytesIO(), lambda: {"refused": f"{path}: no such file or directory"}
             return
-        if contents and not told["mode"] & _GO_DIRECTORY and not told["linkTarget"]:
+        if (contents or path.endswith("/")) and not told["mode"] & _GO_DIRECTORY and not told["linkTarget"]:
             yield io.BytesIO(), lambda: {"refused": f"{path} is not a directory"}
             return
         if told["linkTarget"] and (follow or contents or path.endswith("/")):
@@ -211,12 +214,14 @@ class DockerDoor:
         if code in (126, 127) and said.complaint:
             said.finish(show=False)
             words = said.complaint.decode(errors="replace").strip()
-            return Ended(code=127 if _NOT_FOUND.search(words) else 126, error=words)
+            return Ended(code=127 if _NOT_FOUND.search(words) else 126, error=_WRAPPING.sub("", words))
         said.finish(show=True)
         return Ended(code=code, host_ended=code == 137 and not self.runs)
 
     def _destination(self, path: str, kind: Kind) -> tuple[str, str | None]:
         """The directory to unpack in, and the name that the root gets."""
+        slash = path.endswith("/")
+        path = path.rstrip("/") or "/"
         told = self._stat(path)
         if told is not None and told["linkTarget"]:
             path = str(told["linkTarget"])
@@ -225,11 +230,13 @@ class DockerDoor:
             return path, None
         if kind == "archive":
             raise RefusedError(f"there is no directory {path}")
-        if told is not None and kind != "file":
+        if told is not None and (kind != "file" or slash):
             raise RefusedError(f"{path} is not a directory: a directory can't be copied over it")
-        if path.endswith("/") and kind == "file":
+        if slash and kind == "file":
             raise RefusedError(f"there is no directory {path}")
-        folder, _, name = path.rstrip("/").rpartition("/")
+        folder, _, name = path.rpartition("/")
+        if self._stat(folder or "/") is None:
+            raise RefusedError(f"there is no directory {folder}")
         return folder or "/", name
 
     def _stat(self, path: str) -> dict[str, Any] | None:
@@ -252,7 +259,15 @@ class DockerDoor:
         call = getattr(client, method)
         with (
             self._daemon.doing(f"copy {path} of {self._host}"),
-            call(url, params={"path": path}, data=data, stream=True, timeout=None) as response,
+            # Local: to pack and unpack it costs more than to pass it on.
+            call(
+                url,
+                params={"path": path},
+                data=data,
+                headers={"Accept-Encoding": "identity"},
+                stream=True,
+                timeout=None,
+            ) as response,
         ):
             if not (missing and response.status_code == 404):
                 client._raise_for_status(response)

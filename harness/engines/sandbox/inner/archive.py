@@ -65,7 +65,7 @@ def pack(
     """
     told = report()
     name = name or ("." if contents else os.path.basename(os.path.normpath(path)) or ".")
-    if contents and not os.path.isdir(path):
+    if (contents or path.endswith("/")) and os.path.lexists(path.rstrip("/")) and not os.path.isdir(path):
         raise RefusedError(f"{path} is not a directory")
     if follow or contents or path.endswith("/"):
         path = os.path.realpath(path)
@@ -116,7 +116,9 @@ def _add_file(tar: tarfile.TarFile, path: str, member: tarfile.TarInfo, told: Re
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     with open(descriptor, "rb", buffering=0) as file:
         member.size = os.fstat(descriptor).st_size
-        reader = _Padded(file, member.size)
+        early = b"" if member.size else file.read(_CHUNK)  # of /proc, whose files have no size
+        member.size = member.size or len(early)
+        reader = _Padded(file, member.size, early)
         tar.addfile(member, reader)  # type: ignore[arg-type]
     told["files"] += 1
     told["bytes"] += member.size
@@ -127,14 +129,15 @@ def _add_file(tar: tarfile.TarFile, path: str, member: tarfile.TarInfo, told: Re
 class _Padded:
     """A file that gives as many bytes as its header promised, though a job writes to it meanwhile."""
 
-    def __init__(self, file: IO[bytes], size: int) -> None:
+    def __init__(self, file: IO[bytes], size: int, early: bytes) -> None:
         self._file = file
+        self._early = early
         self._left = size
         self.short = False
 
     def read(self, size: int) -> bytes:
         size = min(size, self._left)
-        data = b""
+        data, self._early = self._early[:size], self._early[size:]
         while len(data) < size:
             more = self._file.read(size - len(data))
             if not more:
@@ -203,12 +206,17 @@ class _Place:
             self._root = os.open(root or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except (FileNotFoundError, NotADirectoryError):
             raise RefusedError(f"there is no directory {root}") from None
+        self._path = root
         self._open: tuple[tuple[str, ...], int] = ((), self._root)
         self._modes: list[tuple[tuple[str, ...], tarfile.TarInfo]] = []
 
     def parts(self, name: str) -> tuple[str, ...]:
         """Where a member of that name goes, below the root."""
         return self._prefix + _parts(name)[self._strip :]
+
+    def shown(self, parts: tuple[str, ...]) -> str:
+        """That path, for people."""
+        return os.path.join(self._path, *parts)
 
     def directory(self, parts: tuple[str, ...]) -> int:
         """The directory of that path, made where it is missing; it is open until the next call."""
@@ -295,11 +303,13 @@ def _put(tar: tarfile.TarFile, member: tarfile.TarInfo, place: _Place, told: Rep
             _skip(told, member.name, "neither a file nor a directory nor a link")
             return
         os.rename(new, name, src_dir_fd=at, dst_dir_fd=at)
-    except BaseException:
+    except BaseException as error:
         try:
             os.unlink(new, dir_fd=at)
         except OSError:
             pass  # it wasn't made
+        if isinstance(error, OSError) and error.filename == new:
+            error.filename = place.shown(parts)
         raise
 
 
