@@ -41,6 +41,7 @@ __all__ = ["Keeper"]
 
 _TICK: Final = 1.0
 _RESERVED_SECONDS: Final = 30.0
+_FINISH_SECONDS: Final = 20.0
 _DEFAULT_SHARE: Final = 0.1
 """Of the machine's memory: what must stay available."""
 
@@ -64,6 +65,7 @@ class Keeper:
         self._changed = threading.Condition()
         self._state = "busy"
         self._job = ""
+        self._finishing = False
         self._next: tuple[dict[str, Any], int] | None = None
         self._why_end: str | None = None
         self._idle_since = 0.0
@@ -109,6 +111,12 @@ class Keeper:
             room=self._room,
         )
         return self._engine
+
+    def finishing(self) -> None:
+        """The job is about to end: who comes for the hosts now needs to wait only for a moment."""
+        with self._changed:
+            self._finishing = True
+            self._changed.notify_all()
 
     def told(self) -> dict[str, Any] | None:
         """How the present job got its hosts; None for one that doesn't want them warm."""
@@ -204,6 +212,7 @@ class Keeper:
         """The next job and its lock; None when it's time to go."""
         with self._changed:
             self._state, self._idle_since, self._job = "idle", time.monotonic(), ""
+            self._changed.notify_all()
             while True:
                 if self._next is not None:
                     taken, self._next = self._next, None
@@ -235,6 +244,9 @@ class Keeper:
     def _go(self) -> None:
         with self._changed:
             self._state = "ending"
+            if self._why_end is None and self._engine is not None:
+                self._why_end = self._engine.told.get("discarded")
+            self._changed.notify_all()
             unwanted, self._next = self._next, None
         if unwanted is not None:
             os.close(unwanted[1])  # its lock is free: whoever waits for the job starts a supervisor
@@ -283,11 +295,13 @@ class Keeper:
         with self._changed:
             if version != self._version:
                 answer: dict[str, Any] = {"version": self._version}
-            elif self._state != "idle":
-                answer = {"job": self._job or "another job"}
-            else:
+            elif (state := self._settled()) == "idle":
                 self._state = "reserved"
                 answer = {"reserved": True}
+            elif state == "ending":
+                answer = {"gone": self._why_end or "it was just going away"}
+            else:
+                answer = {"job": self._job or "another job"}
         _say(line, answer)
         if "reserved" not in answer:
             return
@@ -296,9 +310,9 @@ class Keeper:
             words, locks = read_line(line)
             if words is not None and locks:
                 with self._changed:
-                    self._job, self._state = str(words["job"]), "busy"
+                    self._job, self._state, self._finishing = str(words["job"]), "busy", False
                     self._next = words, locks.pop(0)
-                    self._changed.notify()
+                    self._changed.notify_all()
                 _say(line, {"taken": True})
         finally:
             for descriptor in locks:
@@ -307,12 +321,17 @@ class Keeper:
                 if self._state == "reserved":
                     self._state, self._idle_since = "idle", time.monotonic()
 
+    def _settled(self) -> str:
+        """The state, after the last moments of a job whose end is as good as decided."""
+        self._changed.wait_for(lambda: self._state != "busy" or not self._finishing, _FINISH_SECONDS)
+        return self._state
+
     def _end(self, why: str) -> bool:
         with self._changed:
-            if self._state not in ("idle", "ending"):
+            if self._settled() not in ("idle", "ending"):
                 return False
             self._why_end = self._why_end or why
-            self._changed.notify()
+            self._changed.notify_all()
         return self._ended.wait(_RESERVED_SECONDS)
 
     def _status(self) -> dict[str, Any]:

@@ -411,6 +411,7 @@ class Supervisor:
 
     def _finish(self, engine: Engine | None, outcome: Outcome, problem: str | None = None) -> None:
         """Leave nothing but results. What can't be removed doesn't change how the job ended."""
+        self._keeper.finishing()
         if engine is not None:
             try:
                 clean(self.home, self.name, engine, completed=outcome.status == "Completed")

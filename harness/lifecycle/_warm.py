@@ -64,7 +64,7 @@ class Keepers:
     def __init__(self, home: Home, spec: Spec, plan: Plan) -> None:
         self._line: socket.socket | None = None
         self.why = ""
-        busy = dead = other = None
+        busy = dead = other = gone = None
         key = project(spec, plan)
         for place in places(home.warm):
             if place.facts().get("project") != key:
@@ -76,6 +76,8 @@ class Keepers:
                 return
             elif answer.get("version"):
                 other = place
+            elif answer.get("gone"):
+                gone = answer["gone"]
             else:
                 busy = answer.get("job")
         if other is not None:
@@ -83,6 +85,9 @@ class Keepers:
             self.why = "the harness itself changed since the warm host was made"
         elif busy:
             self.why = f"the warm host was busy with {busy}"
+        elif gone:
+            _last_words(home, key)
+            self.why = f"the warm host was gone: {gone}"
         else:
             self.why = "the process that kept the warm host was killed" if dead else _last_words(home, key)
 
