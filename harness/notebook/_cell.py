@@ -47,7 +47,13 @@ def compiled(
             _write(root / _ENTRY, code)
             origin, base = "%%harness", Path.cwd()
         else:
-            table = {**read(spec), **_beside(code, spec, root)}
+            if spec.suffix in (".json", ".yaml", ".yml"):
+                raise UsageError(
+                    f"{spec} is a raw request, whose code is an archive already: a cell needs a spec "
+                    "in the SDK's words, a .toml"
+                )
+            given = read(spec)
+            table = {**given, **_beside(code, spec, given, root)}
             origin, base = str(spec), spec.absolute().parent
         yield compile_table(
             table, origin=origin, base=base, overrides=overrides, local=local, job_name=job_name
@@ -69,13 +75,8 @@ def _defaults() -> dict[str, Any]:
     }
 
 
-def _beside(code: str, spec: Path, root: Path) -> dict[str, str]:
+def _beside(code: str, spec: Path, table: Mapping[str, Any], root: Path) -> dict[str, str]:
     """Lay the cell over the spec's source; what the spec's words become."""
-    if spec.suffix != ".toml":
-        raise UsageError(
-            f"{spec} is a raw request, whose code is an archive already: a cell needs a spec of its own, a .toml"
-        )
-    table = read(spec)
     entry = table.get("entry_point")
     entry = entry if isinstance(entry, str) and entry else _ENTRY
     given = table.get("source_dir")

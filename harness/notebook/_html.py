@@ -70,9 +70,9 @@ def _header(picture: Picture) -> str:
     return (
         '<div style="display:flex;align-items:baseline;flex-wrap:wrap;gap:10px">'
         f'<span style="background:{colour};color:#fff;border-radius:10px;padding:1px 10px;font-weight:600">'
-        f"{escape(picture.status)}</span>"
-        f'<span style="font-weight:600;font-size:14px">{escape(picture.record.name)}</span>'
-        f'<span style="color:{_FAINT}">{escape(picture.where)} · {duration(picture.seconds)}</span></div>'
+        f"{_safe(picture.status)}</span>"
+        f'<span style="font-weight:600;font-size:14px">{_safe(picture.record.name)}</span>'
+        f'<span style="color:{_FAINT}">{_safe(picture.where)} · {duration(picture.seconds)}</span></div>'
     )
 
 
@@ -87,7 +87,7 @@ def _phases(picture: Picture) -> str:
     )
     labels = "".join(
         f'<span style="margin-right:14px;white-space:nowrap{";font-weight:600" if current else ""}">'
-        f'<span style="color:{_phase_colour(name)}">●</span> {escape(name)} '
+        f'<span style="color:{_phase_colour(name)}">●</span> {_safe(name)} '
         f'<span style="color:{_FAINT}">{duration(seconds)}</span></span>'
         for name, seconds in phases
         for current in [not picture.over and name == picture.current]
@@ -103,13 +103,13 @@ def _phase_colour(name: str) -> str:
 
 
 def _progress(picture: Picture) -> str:
-    said = "".join(f'<div style="color:#b07d00">{escape(each)}</div>' for each in picture.said)
+    said = "".join(f'<div style="color:#b07d00">{_safe(each)}</div>' for each in picture.said)
     progress = picture.progress
     if picture.over or progress is None or not progress.total or progress.done >= progress.total:
         return said
     share = 100 * progress.done // progress.total
     return (
-        f'{said}<div style="margin-top:5px">{escape(progress.what)} {share} %'
+        f'{said}<div style="margin-top:5px">{_safe(progress.what)} {share} %'
         f'<div style="height:4px;background:{_LINE};border-radius:2px;max-width:320px">'
         f'<div style="height:4px;width:{share}%;background:{_RUNNING};border-radius:2px"></div></div></div>'
     )
@@ -122,25 +122,25 @@ def _verdict(picture: Picture) -> str:
         return ""
     parts = []
     if found is not None:
-        parts.append(f'<div style="font-weight:600">{escape(harmless(found["verdict"]["sentence"]))}</div>')
-        parts += [f"<div>{escape(harmless(each))}</div>" for each in found["verdict"]["advice"]]
+        parts.append(f'<div style="font-weight:600">{_safe(found["verdict"]["sentence"])}</div>')
+        parts += [f"<div>{_safe(each)}</div>" for each in found["verdict"]["advice"]]
     source = picture.failed_source
     if source:
         rows = "".join(
             f'<div style="{_WRONG if here else ""}"><span style="color:{_FAINT}">{number:>4}  </span>'
-            f"{escape(harmless(text))}</div>"
+            f"{_safe(text)}</div>"
             for number, text, here in source
         )
         parts.append(f'<pre style="margin:6px 0;{_PRE}">{rows}</pre>')
     if record.failure_reason:
-        reason = escape(_harmless(record.failure_reason))
+        reason = _lines(record.failure_reason)
         parts.append(
             f'<div style="color:{_FAINT};margin-top:4px">FailureReason</div><pre style="margin:0;{_PRE}">{reason}</pre>'
         )
     command = f"%harness why {record.name}"
     parts.append(
         f'<div style="color:{_FAINT};margin-top:5px">all of it: <code style="font:12px {_MONO}">'
-        f"{escape(command)}</code></div>"
+        f"{_safe(command)}</code></div>"
     )
     return (
         '<div style="margin:9px 0;padding:7px 10px;border-radius:4px;background:rgba(208,52,44,.10)">'
@@ -148,8 +148,13 @@ def _verdict(picture: Picture) -> str:
     )
 
 
-def _harmless(text: str) -> str:
-    return "\n".join(map(harmless, text.splitlines()))
+def _safe(text: str) -> str:
+    """What somebody else wrote: no markup, no control characters."""
+    return escape(harmless(text))
+
+
+def _lines(text: str) -> str:
+    return "\n".join(map(_safe, text.splitlines()))
 
 
 def _numbers(picture: Picture) -> str:
@@ -163,7 +168,7 @@ def _numbers(picture: Picture) -> str:
             for name in ("last", "min", "max", "values")
         )
         body = "".join(
-            f'<tr style="background:none"><td {left}>{escape(name)}</td>'
+            f'<tr style="background:none"><td {left}>{_safe(name)}</td>'
             f"<td {cell}><b>{number(values[-1])}</b></td><td {cell}>{number(min(values))}</td>"
             f"<td {cell}>{number(max(values))}</td><td {cell}>{len(values):,}</td></tr>"
             for name, values in rows
@@ -172,7 +177,7 @@ def _numbers(picture: Picture) -> str:
             '<table style="border-collapse:collapse;border:0;margin:8px 0 0;font-size:13px;color:inherit;font-variant-numeric:tabular-nums">'
             f'<tr style="background:none"><th {left}></th>{heads}</tr>{body}</table>'
         )
-    usage = " · ".join(f"{escape(name)} <b>{value:.0f} %</b>" for name, value in picture.last_usage())
+    usage = " · ".join(f"{_safe(name)} <b>{value:.0f} %</b>" for name, value in picture.last_usage())
     when = "at the end" if picture.over else "now"
     return table + (f'<div style="color:{_FAINT};margin-top:6px">{when}: {usage}</div>' if usage else "")
 
@@ -198,8 +203,8 @@ def _log(picture: Picture) -> str:
     several = len(picture.hosts) > 1
     colours = {host: _HOST_COLOURS[at % len(_HOST_COLOURS)] for at, host in enumerate(picture.hosts)}
     lines = "\n".join(
-        (f'<span style="color:{colours.get(host, _FAINT)}">{escape(host)} │ </span>' if several else "")
-        + escape(message)
+        (f'<span style="color:{colours.get(host, _FAINT)}">{_safe(host)} │ </span>' if several else "")
+        + _safe(message)
         for host, message in picture.lines
     )
     more = picture.line_count - len(picture.lines)
@@ -221,13 +226,13 @@ def _results(picture: Picture) -> str:
     if picture.over and picture.record.hosts:
         rows.append(("logs", str(picture.log_place)))
     body = "".join(
-        f'<div><span style="color:{_FAINT};display:inline-block;min-width:52px">{escape(name)}</span>'
-        f'<code style="font:12px {_MONO};overflow-wrap:anywhere">{escape(value)}</code></div>'
+        f'<div><span style="color:{_FAINT};display:inline-block;min-width:52px">{_safe(name)}</span>'
+        f'<code style="font:12px {_MONO};overflow-wrap:anywhere">{_safe(value)}</code></div>'
         for name, value in rows
     )
     notes = picture.notes
     if notes:
-        items = "".join(f"<li>{escape(harmless(note))}</li>" for note in notes)
+        items = "".join(f"<li>{_safe(note)}</li>" for note in notes)
         noun = "1 note" if len(notes) == 1 else f"{len(notes)} notes"
         body += (
             f'<details style="margin-top:4px"><summary style="color:{_FAINT};cursor:pointer">{noun}</summary>'
@@ -240,8 +245,8 @@ def jobs_table(rows: list[tuple[str, str, str, str, str]]) -> str:
     """Jobs: status, name, created, time, instances."""
     cell = 'style="text-align:left;padding:2px 14px 2px 0"'
     body = "".join(
-        f'<tr><td {cell}><b style="color:{STATUS_COLOURS.get(status, _RUNNING)}">{escape(status)}</b></td>'
-        + "".join(f"<td {cell}>{escape(each)}</td>" for each in rest)
+        f'<tr><td {cell}><b style="color:{STATUS_COLOURS.get(status, _RUNNING)}">{_safe(status)}</b></td>'
+        + "".join(f"<td {cell}>{_safe(each)}</td>" for each in rest)
         + "</tr>"
         for status, *rest in rows
     )

@@ -47,7 +47,7 @@ def _phase_lines(picture: Picture) -> list[str]:
     lines = [f"  {phases(picture)}"] if picture.phases else []
     progress = picture.progress
     if progress is not None and not picture.over and progress.total and progress.done < progress.total:
-        lines.append(f"  {progress.what} {100 * progress.done // progress.total} %")
+        lines.append(f"  {harmless(progress.what)} {100 * progress.done // progress.total} %")
     return lines + [f"  {each}" for each in picture.said]
 
 
@@ -89,5 +89,5 @@ def _results(picture: Picture) -> list[str]:
     lines = []
     for kind, artifact in picture.artifacts.items():
         if artifact is not None:
-            lines.append(f"  {kind}: {artifact['path']} ({size(artifact['bytes'])})")
+            lines.append(f"  {kind}: {harmless(artifact['path'])} ({size(artifact['bytes'])})")
     return lines + [f"  note: {harmless(note)}" for note in picture.notes] if picture.over else lines

@@ -76,7 +76,7 @@ def no_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.fixture
 def session(home: Path, no_network: None, no_credentials: None) -> Any:
     del home, no_network, no_credentials
-    return harness.sagemaker_session(engine="sandbox")
+    return harness.sagemaker_session(engine="sandbox", stop_grace=1)
 
 
 @pytest.fixture
