@@ -115,8 +115,11 @@ def _remove(root: Path) -> list[str]:
 def _give_back(descriptor: int, attributes: list[Any]) -> None:
     import termios
 
+    from harness.engines.enter import RESET
+
     with contextlib.suppress(termios.error, OSError):  # the terminal is gone with the one who used it
         termios.tcsetattr(descriptor, termios.TCSANOW, attributes)
+        os.write(descriptor, RESET)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import select
 import signal
 import termios
@@ -16,6 +17,12 @@ from typing import Any, Final, Protocol
 __all__ = ["Remote", "Terminal", "TerminatedError", "relay", "write_all"]
 
 _CHUNK: Final = 1 << 16
+_MODE: Final = re.compile(rb"\x1b\[\?(\d+)([hl])")
+_LONGEST: Final = 8
+_USUAL: Final = {b"25": b"h"}
+"""Modes that are on when nobody changes them: the cursor is shown."""
+RESET: Final = b"\x1b[?2004l\x1b[?25h"
+"""What a killed shell most likely left on or off, where nobody knows better; harmless where it didn't."""
 
 
 class TerminatedError(BaseException):
@@ -43,6 +50,16 @@ class Terminal:
         self.resized, self._tell = os.pipe()
         os.set_blocking(self._tell, False)
         self._former: dict[int, Any] = {}
+        self._modes: dict[bytes, bytes] = {}
+        self._tail = b""
+
+    def show(self, data: bytes) -> None:
+        """Write what the command says, keeping in mind how it changes the terminal: the other screen, hidden
+        cursor, reports of the mouse. A command that is killed leaves that to us."""
+        for number, state in _MODE.findall(self._tail + data):
+            self._modes[number] = state
+        self._tail = data[-_LONGEST:]
+        write_all(self.stdout, data)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -64,7 +81,11 @@ class Terminal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with contextlib.suppress(termios.error):  # the terminal is gone
+        changed = {name for name, state in self._modes.items() if state != _USUAL.get(name, b"l")}
+        undo = b"".join(b"\x1b[?%s%s" % (name, _USUAL.get(name, b"l")) for name in sorted(changed))
+        with contextlib.suppress(OSError):  # the terminal is gone
+            write_all(self.stdout, undo)
+        with contextlib.suppress(termios.error):
             termios.tcsetattr(self.stdin, termios.TCSADRAIN, self.saved)
         for number, former in self._former.items():
             signal.signal(number, former)

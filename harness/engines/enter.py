@@ -8,10 +8,11 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import IO, Any, Final, Literal, Protocol
 
-from harness.engines._terminal import Terminal, TerminatedError
+from harness.engines._terminal import RESET, Terminal, TerminatedError
 from harness.errors import EngineError
 
 __all__ = [
+    "RESET",
     "Command",
     "Door",
     "Ended",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import functools
 import io
 import json
 import os
@@ -78,7 +79,7 @@ class DockerDoor:
             cwd=self._look()[0],
             tty=terminal is not None,
         )
-        said = _Plain(stdio[1], stdio[2]) if terminal is None else _Raw(terminal.stdout)
+        said = _Plain(stdio[1], stdio[2]) if terminal is None else _Raw(terminal)
         with session:
             try:
                 if early := session.early:
@@ -373,28 +374,29 @@ class _Session:
 
 
 class _Said:
-    """Writes on what a command says. The daemon's complaint that there is no such command comes the same
-    way, so a beginning that looks like it waits for the exit code."""
+    """Shows what a command says. The daemon's complaint that there is no such command comes the same way, so
+    a beginning that looks like it waits for the exit code."""
 
     def __init__(self) -> None:
         self.complaint = b""
-        self._held: list[tuple[int, bytes]] = []
+        self._held: list[tuple[Callable[[bytes], None], bytes]] = []
         self._begun = False
 
-    def _pass(self, descriptor: int, data: bytes) -> None:
+    def _show(self, sink: Callable[[bytes], None], data: bytes) -> None:
         if not self._begun:
             self._begun = True
             if _REFUSED.match(data):
                 self.complaint = data
         if self.complaint:
-            self._held.append((descriptor, data))
+            self._held.append((sink, data))
         else:
-            write_all(descriptor, data)
+            sink(data)
 
     def finish(self, *, show: bool) -> None:
+        """At the end: whether what was held back is the command's after all."""
         if show:
-            for descriptor, data in self._held:
-                write_all(descriptor, data)
+            for sink, data in self._held:
+                sink(data)
         self._held.clear()
 
 
@@ -403,20 +405,21 @@ class _Plain(_Said):
 
     def __init__(self, stdout: int, stderr: int) -> None:
         super().__init__()
-        self._stdout, self._stderr = stdout, stderr
+        self._stdout = functools.partial(write_all, stdout)
+        self._stderr = functools.partial(write_all, stderr)
         self._demultiplexer = Demultiplexer()
 
     def take(self, data: bytes) -> None:
         for stream, piece in self._demultiplexer.feed(data):
-            self._pass(self._stderr if stream in (STDERR, DAEMON) else self._stdout, piece)
+            self._show(self._stderr if stream in (STDERR, DAEMON) else self._stdout, piece)
 
 
 class _Raw(_Said):
     """What a terminal shows."""
 
-    def __init__(self, stdout: int) -> None:
+    def __init__(self, terminal: Terminal) -> None:
         super().__init__()
-        self._stdout = stdout
+        self._terminal = terminal
 
     def take(self, data: bytes) -> None:
-        self._pass(self._stdout, data)
+        self._show(self._terminal.show, data)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, Final
 
-from harness.engines._terminal import Terminal, relay, write_all
+from harness.engines._terminal import Terminal, relay
 from harness.engines.enter import CODE, Command, Ended, Fill, GoneError, Kind, Report, merged
 from harness.engines.sandbox import _usage
 from harness.engines.sandbox._layout import MARK_VARIABLE
@@ -194,7 +194,7 @@ class SandboxDoor:
             relay(
                 master,
                 stdin=terminal.stdin,
-                sink=lambda data: write_all(terminal.stdout, data),
+                sink=terminal.show,
                 resized=terminal.resized,
                 resize=lambda: master.resize(*terminal.size),
                 until=status,
