@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 import marshal
 import os
+import resource  # now: a host with another Python doesn't see this one's library
 import select
 import sys
 import time
@@ -326,8 +327,6 @@ def _become_host(config: Config, groups: list[int], tell: int) -> NoReturn:
 
 def limits() -> None:
     """As many open files as may be, as container engines give; no core dumps into the user's directories."""
-    import resource
-
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     _, hard = resource.getrlimit(resource.RLIMIT_CORE)
