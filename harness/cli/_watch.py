@@ -266,6 +266,11 @@ class _Loop:
         except BaseException:
             _stop(self._home, run.name)
             raise
+        if run.status == "Failed":
+            from harness.debugging import why
+
+            with contextlib.suppress(errors.HarnessError):  # what can't be explained is told all the same
+                run.explain(why(self._home, run.name))
         self._view.ended(run)
         return following
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from harness.targets.follow import End, Event, Line, Metrics, Phase, Tick
 
 if TYPE_CHECKING:
-    from harness.debugging import Change
+    from harness.debugging import Change, Why
     from harness.model import Plan
     from harness.store import JobRecord, Progress
 
@@ -28,10 +28,12 @@ _COMMAND: Final = "Invoking script with the following command:"
 
 @dataclass(kw_only=True)
 class Series:
-    """The values of one metric in one run."""
+    """The values of one metric in one run, those of the host that was first to tell any: mixed they would
+    jump to and fro."""
 
     values: deque[float] = field(default_factory=lambda: deque(maxlen=_POINTS))
     count: int = 0
+    host: str = ""
     before: float | None = None
     """Its last value in the run before."""
 
@@ -66,6 +68,10 @@ class Run:
     """Host → how far its toolkit's preface is: the command is announced, is told, the script prints."""
     progress: Progress | None = None
     failure: str | None = None
+    """The FailureReason, as SageMaker words it."""
+    verdict: str | None = None
+    """Why it failed, in one sentence of ours."""
+    traceback: tuple[str, ...] = ()
     result: Mapping[str, Any] = field(default_factory=dict)
 
     def take(self, event: Event) -> None:
@@ -90,8 +96,10 @@ class Run:
             case Metrics():
                 for point in event.points:
                     series = self.series.setdefault(point.name, Series())
-                    series.values.append(point.value)
-                    series.count += 1
+                    series.host = series.host or point.host
+                    if point.host == series.host:
+                        series.values.append(point.value)
+                        series.count += 1
             case Tick():
                 self.progress = event.progress
             case End():
@@ -115,6 +123,25 @@ class Run:
         self.ended = record.ended
         self.failure = record.failure_reason
         self.result = record.result
+
+    def explain(self, why: Why) -> None:
+        """Remember what the post-mortem found."""
+        self.verdict = why.verdict
+        found = (why.bundle or {}).get("tracebacks") or ()
+        self.traceback = tuple(found[0]["text"].rstrip().split("\n")) if found else ()
+
+    @property
+    def warmth(self) -> str | None:
+        """Whether the hosts were warm, or why not; None when warm hosts were not asked for."""
+        told = self.result.get("warm")
+        if not told:
+            return None
+        if not told["reused"]:
+            return f"cold: {' '.join(str(told['why']).split())}"
+        words = (
+            f"warm, {', '.join(told['preloaded'])} imported beforehand" if told.get("preloaded") else "warm"
+        )
+        return f"{words}; started anew: {told['no_fork']}" if told.get("no_fork") else words
 
     @property
     def seconds(self) -> float:
@@ -153,7 +180,7 @@ class Board:
         return bool(self.runs) and self.runs[-1].ended is None
 
     def begin(self, record: JobRecord, plan: Plan, change: Change | None) -> Run:
-        """A new run; it is compared with the last one that has values."""
+        """A new run; each of its metrics is compared with the last run that has it."""
         self.count += 1
         run = Run(
             number=self.count,
@@ -163,10 +190,10 @@ class Board:
             began=min(record.created, change.at) if change else record.created,
             hosts=tuple(host.name for host in plan.hosts),
         )
-        before = next((each for each in reversed(self.runs) if each.series), None)
-        for name, series in before.series.items() if before else ():
-            if series.count:
-                run.series[name] = Series(before=series.last)
+        for earlier in self.runs:  # the last one that has a value of the metric
+            for name, series in earlier.series.items():
+                if series.count:
+                    run.series[name] = Series(before=series.last)
         self.runs.append(run)
         self.refused = None
         self.waiting = False

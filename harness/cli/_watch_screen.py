@@ -114,8 +114,8 @@ class ScreenView:
             screen.write(f"{self._board.spec}: {text.plain.strip()}")
         if run is not None:
             screen.write(f"{run.name}: {run.status} in {_terminal.duration(run.seconds)}")
-            if run.failure:
-                screen.write(*(_terminal.harmless(line) for line in run.failure.splitlines()))
+            if reason := run.verdict or run.failure:
+                screen.write(*(_terminal.harmless(line) for line in reason.splitlines()))
 
     # ------------------------------------------------------------------- what happens
 
@@ -189,7 +189,7 @@ def draw(board: Board, width: int, height: int) -> list[Text]:
     """The picture: at most `height` lines of at most `width` columns."""
     run = board.run
     head = _head(board, run, width)
-    below = _below(board, run, width, room=max(1, height // 4))
+    below = _below(board, run, width, room=max(1, height // 3))
     room = height - len(head) - len(below)
     change = _change(board.change, room=min(8, max(0, room // 4)))
     metrics = _metrics(run, width, room=min(8, max(0, room // 3))) if run else []
@@ -276,7 +276,10 @@ def _phases(run: Run) -> Text:
         following = run.phases[number + 1].transition.start if number + 1 < len(run.phases) else None
         end = following or run.ended or time.time()
         spans.append(f"{phase.transition.status} {_terminal.duration(max(0, end - phase.transition.start))}")
-    return _text(("  " + " → ".join(spans), "dim"))
+    line = "  " + " → ".join(spans)
+    if run.warmth is not None:
+        line += f" · {_terminal.harmless(run.warmth)}"
+    return _text((line, "dim"))
 
 
 def _change(change: Change | None, *, room: int) -> list[Text]:
@@ -297,33 +300,33 @@ def _metrics(run: Run, width: int, *, room: int) -> list[Text]:
     names = list(series)
     shown = names if len(names) <= room else names[: max(0, room - 1)]
     column = min(max((len(name) for name in shown), default=0), max(8, width // 3))
-    lines = [_metric(name, series[name], column, width) for name in shown]
+    lines = [_metric(name, series[name], column, width, several=len(run.hosts) > 1) for name in shown]
     if len(shown) < len(names) and room:
         lines.append(_text((f"{len(names) - len(shown)} more metrics: see `harness metrics`", "dim")))
     return lines
 
 
-def _metric(name: str, series: Series, column: int, width: int) -> Text:
+def _metric(name: str, series: Series, column: int, width: int, *, several: bool) -> Text:
     label = name if len(name) <= column else f"{name[: column - 1]}…"
     pieces: list[str | tuple[str, str]] = [(f"{_terminal.harmless(label):<{column}}  ", "cyan")]
     if series.count:
         values = list(series.values)
-        arrow = (
-            " "
-            if len(values) < 2
-            else "↑"
-            if values[-1] > values[-2]
-            else "↓"
-            if values[-1] < values[-2]
-            else "→"
-        )
+        arrow = _arrow(values)
         pieces.append((f"{_terminal.number(values[-1]):>10} {arrow}", "bold"))
         pieces.append(f" {_spark(values, max(4, min(24, width - column - 40)))}")
     else:
         pieces.append((f"{'–':>10}  ", "dim"))
+    if several:
+        pieces.append((f"  {series.host}", "dim"))
     if series.before is not None:
         pieces.append((f"  before {_terminal.number(series.before)}", "dim"))
     return _text(*pieces)
+
+
+def _arrow(values: Sequence[float]) -> str:
+    if len(values) < 2 or values[-1] == values[-2]:
+        return " "
+    return "↑" if values[-1] > values[-2] else "↓"
 
 
 def _spark(values: Sequence[float], columns: int) -> str:
@@ -364,12 +367,19 @@ def _below(board: Board, run: Run | None, width: int, *, room: int) -> list[Text
     if board.refused is not None:
         add(board.refused, "bold red")
     elif run is not None and run.failure and not run.superseded:
-        for line in run.failure.splitlines():
-            add(line, "red")
+        for line in (run.verdict or run.failure).splitlines():
+            add(line, "bold red")
+        left = room - len(lines)
+        # The end of a traceback is what one needs of it.
+        trace = run.traceback if len(run.traceback) <= left else run.traceback[len(run.traceback) - left :]
+        lines += [_text((_terminal.harmless(line), "red")) for line in trace]
     for note in board.notes:
         add(f"note: {note}", "cyan")
     lines = lines[:room]
-    hint = (
-        "Ctrl-C stops it and leaves" if board.is_running else "waiting for a change · r runs again · q leaves"
-    )
+    if board.is_running:
+        hint = "Ctrl-C stops it and leaves"
+    else:
+        hint = "waiting for a change · r runs again · q leaves"
+        if run is not None and run.status == "Failed":
+            hint += f" · harness why {run.name}"
     return [*lines, _text((hint, "dim"))]

@@ -110,9 +110,12 @@ class PlainView(_Quiet):
         words = [f"run {run.number}: {run.status} in {_terminal.duration(run.seconds)}"]
         if run.to_first_line is not None:
             words.append(f"first line after {run.to_first_line:.2f} s")
+        if run.warmth is not None:
+            words.append(_terminal.harmless(run.warmth))
         self._screen.write(", ".join(words))
         if run.failure and not run.superseded:
-            self._screen.write(*(_terminal.harmless(line) for line in run.failure.splitlines()))
+            reason = run.verdict or run.failure
+            self._screen.write(*(_terminal.harmless(line) for line in reason.splitlines()))
         if not self._board.waiting:
             self._screen.write("waiting for a change; Ctrl-C leaves")
 
@@ -192,8 +195,10 @@ class JsonView(_Quiet):
             status=run.status,
             superseded=run.superseded,
             failure_reason=run.failure,
+            verdict=run.verdict,
             seconds=round(run.seconds, 3),
             first_line_seconds=None if first is None else round(first, 3),
+            warm=run.result.get("warm"),
             metrics={name: series.last for name, series in run.series.items() if series.count},
         )
 
