@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.bench import rows
+from tests.bench import loop_rows, rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +55,36 @@ TABLE = (
         what="second run with an unchanged channel of 50,000 files: staging", reach="≤ 1 s", run=rows.staging
     ),
     Row(what="log capture with 10 metric definitions", reach="≥ 200,000 lines/s", run=rows.log_capture),
+    Row(
+        what="sandbox, warm: `run` to first line after `import torch`, against cold",
+        reach="≤ 300 ms, host 100",
+        run=loop_rows.sandbox_against_cold,
+    ),
+    Row(
+        what="docker, warm: `run` to first line after `import torch`, against cold",
+        reach="≤ 400 ms",
+        run=loop_rows.docker_against_cold,
+    ),
+    Row(
+        what="sandbox, warm: the same, against SDK v2 local mode",
+        reach="≥ 20× faster",
+        run=loop_rows.sandbox_against_sdk,
+    ),
+    Row(
+        what="docker, warm: the same, against SDK v2 local mode",
+        reach="≥ 20× faster",
+        run=loop_rows.docker_against_sdk,
+    ),
+    Row(
+        what="sandbox, watch: saved file to first line after `import torch`",
+        reach="≤ 500 ms",
+        run=loop_rows.watch,
+    ),
+    Row(
+        what="sandbox, 100 warm runs in a row: 91st–100th, against 2nd–11th",
+        reach="1×, no growth",
+        run=loop_rows.hundred,
+    ),
     Row(what="`harness jobs` with 100,000 jobs in the store", reach="≤ 100 ms", run=rows.listing),
 )
 
@@ -68,7 +98,7 @@ def main() -> int:
     print(
         f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores, load {load}, {platform.release()}, Python {sys.version.split()[0]}"
     )
-    print(f"{'what':66} {'reach':18} {'ours':>12} {'theirs':>12} {'result':>12}")
+    print(f"{'what':72} {'reach':20} {'ours':>12} {'theirs':>12} {'result':>12}")
     for row in TABLE:
         if options.only and options.only not in row.what:
             continue
@@ -77,13 +107,13 @@ def main() -> int:
             try:
                 measured = row.run(Path(directory), options.runs)
             except rows.NotHereError as reason:
-                print(f"{row.what:66} {row.reach:18} not measured: {reason}")
+                print(f"{row.what:72} {row.reach:20} not measured: {reason}")
                 continue
         ours = rows.show(statistics.median(measured.ours), measured.unit)
         theirs = rows.show(statistics.median(measured.theirs), measured.unit) if measured.theirs else "–"
         print(
-            f"{row.what:66} {row.reach:18} {ours:>12} {theirs:>12} {measured.result():>12}"
-            f"   [{time.monotonic() - started:.0f} s]",
+            f"{row.what:72} {row.reach:20} {ours:>12} {theirs:>12} {measured.result():>12}"
+            f"   {measured.note} [{time.monotonic() - started:.0f} s]",
             flush=True,
         )
     return 0

@@ -12,7 +12,7 @@ import tarfile
 import textwrap
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -36,6 +36,8 @@ class Measured:
     compare: Literal["ratio", "speed-up", "difference", "none"]
     ours: list[float] = field(default_factory=list)
     theirs: list[float] = field(default_factory=list)
+    note: str = ""
+    """What else there is to tell of these runs."""
 
     def result(self) -> str:
         """The median over the pairs of what the row is about."""
@@ -85,10 +87,21 @@ def docker_overhead(place: Path, runs: int) -> Measured:
 def docker_whole_job(place: Path, runs: int) -> Measured:
     """The SDK's local mode in its own interpreter, import and all, as a user runs it."""
     need_docker()
+    spec = project(place, "print('hello')\n", engine="docker")
+    command, environment = sdk_local_mode(place, spec)
+    measured = Measured(unit="s", compare="speed-up")
+    with composed_removed():
+        for _ in range(max(2, runs // 2) + 1):
+            measured.theirs.append(whole(command, environment))
+            measured.ours.append(whole([HARNESS, "run", str(spec)], home(place)))
+    return warmed(measured)
+
+
+def sdk_local_mode(place: Path, spec: Path) -> tuple[list[str], dict[str, str]]:
+    """Command and environment of the SDK's local mode with the spec's script and image."""
     compose = Path(sys.executable).parent / "docker-compose"
     if not compose.exists():
         raise NotHereError("no docker-compose beside the interpreter (extra: bench)")
-    spec = project(place, "print('hello')\n", engine="docker")
     script = place / "sdk.py"
     script.write_text(
         textwrap.dedent(
@@ -104,18 +117,12 @@ def docker_whole_job(place: Path, runs: int) -> Measured:
             """
         )
     )
-    environment = {
+    return [sys.executable, str(script)], {
         "PATH": f"{compose.parent}:{os.environ['PATH']}",
         "AWS_DEFAULT_REGION": "us-east-1",
         "AWS_ACCESS_KEY_ID": "x",
         "AWS_SECRET_ACCESS_KEY": "x",
     }
-    measured = Measured(unit="s", compare="speed-up")
-    with composed_removed():
-        for _ in range(max(2, runs // 2) + 1):
-            measured.theirs.append(whole([sys.executable, str(script)], environment))
-            measured.ours.append(whole([HARNESS, "run", str(spec)], home(place)))
-    return warmed(measured)
 
 
 @contextlib.contextmanager
@@ -255,9 +262,7 @@ def listing(place: Path, runs: int) -> Measured:
 
 def warmed(measured: Measured) -> Measured:
     """Without the first run, which warmed the caches."""
-    return Measured(
-        unit=measured.unit, compare=measured.compare, ours=measured.ours[1:], theirs=measured.theirs[1:]
-    )
+    return replace(measured, ours=measured.ours[1:], theirs=measured.theirs[1:])
 
 
 def home(place: Path) -> dict[str, str]:

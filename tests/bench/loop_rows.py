@@ -1,0 +1,194 @@
+"""Rows of the debug loop: warm hosts, watch, and what a hundred runs leave."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import statistics
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import psutil
+
+from tests.bench import rows
+from tests.bench.rows import HARNESS, Measured
+
+IMPORTED = "import os, time\nimport torch\nos.write(1, f'FIRST {time.time()!r}\\n'.encode())\n"
+"""A script's first line as it comes in practice: behind what takes two seconds to import."""
+HUNDRED = 100
+_PATIENCE = 120.0
+
+
+def sandbox_against_cold(place: Path, runs: int) -> Measured:
+    return _against_cold(place, runs, "sandbox")
+
+
+def docker_against_cold(place: Path, runs: int) -> Measured:
+    rows.need_docker()
+    return _against_cold(place, runs, "docker")
+
+
+def sandbox_against_sdk(place: Path, runs: int) -> Measured:
+    return _against_sdk(place, runs, "sandbox")
+
+
+def docker_against_sdk(place: Path, runs: int) -> Measured:
+    return _against_sdk(place, runs, "docker")
+
+
+def _against_cold(place: Path, runs: int, engine: str) -> Measured:
+    """From the start of `harness run --warm` to the first line, beside the same without --warm."""
+    spec = rows.project(place, IMPORTED, engine=engine)
+    measured = Measured(unit="s", compare="speed-up")
+    inside: list[float] = []
+    with _warmed(place, spec):
+        for number in range(runs + 1):
+            measured.theirs.append(rows.first_line([HARNESS, "run", str(spec)], rows.home(place)))
+            whole, host = _warm_line(place, spec, f"warm-{number}")
+            measured.ours.append(whole)
+            inside.append(host)
+    measured.note = f"{rows.show(statistics.median(inside[1:]), 's')} of it in the host"
+    return rows.warmed(measured)
+
+
+def _against_sdk(place: Path, runs: int, engine: str) -> Measured:
+    """The same beside SDK v2's local mode as a user runs it, its own import and all."""
+    rows.need_docker()
+    spec = rows.project(place, IMPORTED, engine=engine)
+    command, environment = rows.sdk_local_mode(place, spec)
+    measured = Measured(unit="s", compare="speed-up")
+    with _warmed(place, spec), rows.composed_removed():
+        for number in range(max(2, runs // 2) + 1):
+            measured.theirs.append(rows.first_line(command, environment))
+            measured.ours.append(_warm_line(place, spec, f"warm-{number}")[0])
+    return rows.warmed(measured)
+
+
+def watch(place: Path, runs: int) -> Measured:
+    """From a saved file to the first line of the run that it makes `harness watch` start."""
+    spec = rows.project(place, IMPORTED, engine="sandbox")
+    script = spec.parent / "code/train.py"
+    measured = Measured(unit="s", compare="none")
+    with _warmed(place, spec), _watching(place, spec) as lines:
+        _await_first(lines)
+        for number in range(runs + 1):
+            time.sleep(1.0)  # a person, who has looked at the last run
+            saved = time.time()
+            script.write_text(f"{IMPORTED}# change {number}\n")
+            measured.ours.append(_await_first(lines) - saved)
+    return rows.warmed(measured)
+
+
+def hundred(place: Path, runs: int) -> Measured:
+    """A hundred warm runs in a row: the last ten beside the second to eleventh, and what grew between them."""
+    del runs
+    spec = rows.project(place, IMPORTED, engine="sandbox")
+    measured = Measured(unit="s", compare="ratio")
+    took: list[float] = []
+    with _warmed(place, spec):
+        for number in range(1, HUNDRED + 1):
+            took.append(_warm_line(place, spec, f"warm-{number}")[0])
+            if number == 11:
+                before = _weigh(place)
+        after = _weigh(place)
+    measured.theirs, measured.ours = took[1:11], took[-10:]
+    measured.note = "grew: " + ", ".join(f"{what} {after[what] - before[what]:+,d}" for what in before)
+    return measured
+
+
+# ------------------------------------------------------------------------------ what the rows share
+
+
+@contextlib.contextmanager
+def _warmed(place: Path, spec: Path) -> Iterator[None]:
+    """With a warm host for the spec, which is gone afterwards."""
+    try:
+        rows.whole([HARNESS, "run", "--warm", str(spec)], rows.home(place))
+        yield
+    finally:
+        rows.whole([HARNESS, "gc", "--all"], rows.home(place))
+
+
+def _warm_line(place: Path, spec: Path, name: str) -> tuple[float, float]:
+    """Seconds from the start of `harness run --warm` to the first line, and from the start of Training to it.
+
+    The second is a little more than the host's own share: the engine's is in it.
+    """
+    from harness.home import Home
+    from harness.store import Store
+
+    started = time.time()
+    whole = rows.first_line([HARNESS, "run", "--warm", "--job-name", name, str(spec)], rows.home(place))
+    with Store(Home(place / "home")) as store:
+        job = store.job(name)
+    if not job.result["warm"]["reused"]:
+        raise AssertionError(f"{name} had no warm host: {job.result['warm']['why']}")
+    assert job.training_start is not None
+    return whole, started + whole - job.training_start
+
+
+def _weigh(place: Path) -> Mapping[str, int]:
+    """What the process that keeps the host, and the host's own processes, hold between two runs."""
+    keeper = psutil.Process(_idle_keeper(place))
+    family = [keeper, *keeper.children(recursive=True)]
+    warm = place / "home/warm"
+    return {
+        "KiB of memory": sum(process.memory_full_info().uss for process in family) >> 10,
+        "descriptors": sum(process.num_fds() for process in family),
+        "processes": len(family),
+        "threads": sum(process.num_threads() for process in family),
+        "mounts": max(len(Path(f"/proc/{p.pid}/mountinfo").read_text().splitlines()) for p in family),
+        "KiB on disk": sum(path.lstat().st_blocks for path in warm.rglob("*")) >> 1,
+    }
+
+
+def _idle_keeper(place: Path) -> int:
+    """The process that keeps the one warm host there is, once that is idle."""
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        done = subprocess.run(
+            [HARNESS, "jobs", "--warm", "--json"],
+            capture_output=True,
+            text=True,
+            check=True,
+            env=rows.surroundings(rows.home(place)),
+        )
+        (kept,) = json.loads(done.stdout)["warm"]
+        if kept["state"] == "idle":
+            return int(kept["pid"])
+        if time.monotonic() > deadline:
+            raise AssertionError(f"the warm host is {kept['state']} for ever")
+        time.sleep(0.1)
+
+
+@contextlib.contextmanager
+def _watching(place: Path, spec: Path) -> Iterator[Iterator[str]]:
+    """The lines that `harness watch` prints."""
+    process = subprocess.Popen(
+        [HARNESS, "watch", str(spec)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+        text=True,
+        env=rows.surroundings(rows.home(place)),
+    )
+    assert process.stdout is not None
+    try:
+        with process.stdout:
+            yield process.stdout
+    finally:
+        process.terminate()
+        process.wait(_PATIENCE)
+
+
+def _await_first(lines: Iterator[str]) -> float:
+    """When the next run's script says that its first line was."""
+    said = []
+    for line in lines:
+        said.append(line)
+        if found := re.search(r"FIRST ([0-9.]+)", line):
+            return float(found[1])
+    raise AssertionError(f"harness watch ended: {''.join(said)[-300:]}")
