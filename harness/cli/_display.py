@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from harness.cli import _terminal
-from harness.targets.follow import End, Event, Line, Metrics, Phase, Tick
+from harness.targets.follow import End, Event, Line, Metrics, Notice, Phase, Tick
 
 if TYPE_CHECKING:
     from harness.model import Plan, Transition
@@ -69,6 +69,12 @@ class Display:
                     self._flush()
             case Phase():
                 self._enter(event.transition, event.attempt)
+            case Notice():
+                self._flush()
+                first, *rest = self._screen.wrap(event.sentence, 6)
+                self._screen.write(
+                    f"{self._screen.style('note:', 'cyan')} {first}", *(f"      {line}" for line in rest)
+                )
             case Metrics(sampled=True):
                 for point in event.points:
                     self._samples.setdefault(point.name, {})[point.host] = point.value

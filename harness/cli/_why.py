@@ -254,9 +254,11 @@ class _Page:
             rows.append(f"{name}{', '.join(parts)} ({before:.1f} s before the end)")
             if self._full:
                 rows += _tree(look["processes"])
-        rows += [
-            f"kernel: {each['text']}" for each in bundle["kernel"]["lines"][-2 if not self._full else 0 :]
-        ]
+        known = {each["pid"] for look in bundle["looks"].values() for each in look["processes"]}
+        kernel = bundle["kernel"]["lines"]
+        if not self._full:  # what it says of processes that may be others' is in the bundle
+            kernel = [each for each in kernel if each["pid"] is None or each["pid"] in known][-2:]
+        rows += [f"kernel: {each['text']}" for each in kernel]
         return self._entry("last seen", rows[: None if self._full else 4], cut=True)
 
     def _last_stacks(self, bundle: Mapping[str, Any]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tarfile
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -20,11 +21,13 @@ __all__ = ["Change", "Changes", "FileChange", "changes_since_good", "last_good",
 _STAMP: Final = re.compile(r"-\d{4}-\d{2}-\d{2}-\d{2}-\d{2}-\d{2}-\d{3}$")
 _LOOKED_AT: Final = 100
 """Completed jobs that are looked at, newest first."""
-_ARCHIVE: Final = 50 << 20
+_ARCHIVE: Final = 16 << 20
 _FILE: Final = 512 << 10
-_LINES: Final = 5000
+_LINES: Final = 3000
 _DIFF: Final = 256 << 10
-"""Bytes of archives, files and the whole diff, and lines of a file, beyond which nothing is compared."""
+_SECONDS: Final = 1.0
+"""Bytes of archives, files and the whole diff, and lines of a file, and seconds of comparing, beyond which nothing
+is compared."""
 _IGNORED: Final = (
     "TrainingJobName",
     "HyperParameters.sagemaker_submit_directory",
@@ -231,6 +234,7 @@ def _compare(
     files: list[FileChange] = []
     parts: list[str] = []
     room = _DIFF
+    deadline = time.monotonic() + _SECONDS
     for name in sorted({*old, *new}):
         before, after = old.get(name, b""), new.get(name, b"")
         if before == after and name in old and name in new:
@@ -238,7 +242,7 @@ def _compare(
         kind = "changed" if name in old and name in new else "added" if name in new else "removed"
         lines = [_text(each) for each in (before, after)]
         added = removed = 0
-        if lines[0] is not None and lines[1] is not None:
+        if lines[0] is not None and lines[1] is not None and time.monotonic() < deadline:
             diff = list(
                 difflib.unified_diff(
                     lines[0],

@@ -38,7 +38,7 @@ __all__ = ["BUNDLE", "PLACE", "Bundle", "compose", "keep", "read_bundle", "set_a
 PLACE: Final = "post-mortem"
 BUNDLE: Final = "bundle.json"
 VERSION: Final = 1
-_TAIL: Final = 2 << 20
+_TAIL: Final = 1 << 20
 """Bytes of each log's end that are read."""
 _LAST: Final = 40
 _FAILURE: Final = 1 << 20

@@ -16,9 +16,9 @@ from harness.home import Home
 from harness.lifecycle import owned, recover
 from harness.model import MetricPoint, Transition
 from harness.store import JobRecord, Progress, Store
-from harness.telemetry import LogEvent, LogReader
+from harness.telemetry import EVIDENCE, LogEvent, LogReader, read_evidence
 
-__all__ = ["End", "Event", "Line", "Metrics", "Phase", "Tick", "follow", "host_names"]
+__all__ = ["End", "Event", "Line", "Metrics", "Notice", "Phase", "Tick", "follow", "host_names"]
 
 _OWNER_EVERY: Final = 1.0
 _LINES: Final = 5000
@@ -49,6 +49,14 @@ class Metrics:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Notice:
+    """The supervisor saw something while the job ran that its user should know at once: that it hangs."""
+
+    at: float
+    sentence: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Tick:
     """One look at the job is over: `progress` is that of its long phase, if it is in one."""
 
@@ -63,7 +71,7 @@ class End:
     record: JobRecord
 
 
-Event: TypeAlias = Phase | Line | Metrics | Tick | End
+Event: TypeAlias = Phase | Line | Metrics | Notice | Tick | End
 
 
 def host_names(record: JobRecord) -> tuple[str, ...]:
@@ -111,6 +119,8 @@ class _Follower:
         self._modified = 0.0
         self._phases = 0
         self._owner_at = time.monotonic()
+        self._evidence_seen = 0
+        self._hangs_told = 0
         self._behind = False
         self._open(record.attempt)
         if tail is not None:
@@ -130,6 +140,7 @@ class _Follower:
             # A log that is far behind must not be overtaken by what happened later.
             phases = self._new_phases(record, until=_at(lines[-1]) if self._behind else None)
             yield from heapq.merge(phases, lines, key=_at)
+            yield from self._new_notices()
             if self._metrics:
                 yield from self._new_metrics()
             if record.ended_for_good and not self._behind:
@@ -180,6 +191,21 @@ class _Follower:
         self._owner_at = now
         if not owned(self._home, self._name):
             recover(self._home, self._store)
+
+    def _new_notices(self) -> Iterator[Notice]:
+        """Hangs that the supervisor's witness has found; the file is read only when it is another one."""
+        place = self._home.job(self._name) / "post-mortem"
+        try:
+            seen = (place / EVIDENCE).stat().st_mtime_ns
+        except OSError:
+            return
+        if seen == self._evidence_seen:
+            return
+        self._evidence_seen = seen
+        hangs = read_evidence(place).get("hangs", [])
+        for each in hangs[self._hangs_told :]:
+            yield Notice(at=each["at"], sentence=f"it seems to hang: {each['sentence']}")
+        self._hangs_told = len(hangs)
 
 
 def _at(event: Event) -> float:

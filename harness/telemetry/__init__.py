@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         take_stacks,
     )
     from harness.telemetry._traceback import Frame, RootCause, Scan, Traceback, scan
-    from harness.telemetry._witness import Witness, read_evidence
+    from harness.telemetry._witness import EVIDENCE, Witness, read_evidence
     from harness.telemetry._writer import LogWriter
 else:
     from harness._doors import closed
@@ -48,13 +48,14 @@ else:
                 "take_stacks",
             ),
             "_traceback": ("Frame", "RootCause", "Scan", "Traceback", "scan"),
-            "_witness": ("Witness", "read_evidence"),
+            "_witness": ("EVIDENCE", "Witness", "read_evidence"),
             "_writer": ("LogWriter",),
         },
     )
 
 __all__ = [
     "EVENT_BYTES",
+    "EVIDENCE",
     "HIDDEN",
     "Frame",
     "KernelLine",

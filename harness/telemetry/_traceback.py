@@ -63,6 +63,8 @@ _CRASH_FRAME: Final = re.compile(r'^  File "(?P<file>.+)", line (?P<line>\d+) in
 _KEEP_MESSAGE: Final = 4000
 _KEEP_LINES: Final = 200
 _KEEP: Final = 64
+_AT_ONCE: Final = 32
+"""Tracebacks that may be coming line by line in turn; of more the oldest are given up."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,6 +198,7 @@ class _Scanner:
             return
         if line.strip() == _HEAD:
             self._message = None
+            del self._open[: -_AT_ONCE + 1]
             self._open.append(
                 _Open(at=number, rank=rank, lines=[line.strip()], chained=self._chain.pop(rank, ""))
             )

@@ -28,6 +28,8 @@ __all__ = ["EVIDENCE", "Witness", "read_evidence"]
 EVIDENCE: Final = "witness.json"
 _STACKS_KEPT: Final = 6
 _WRITE_EVERY: Final = 30.0
+_SHARE: Final = 0.005
+"""Of one core, that looking at a host may take."""
 _AT_STOP: Final = 2.5
 """Seconds that the stacks before a stop may take."""
 
@@ -59,6 +61,7 @@ class Witness:
         self._last_heard = time.monotonic()
         self._heard = False
         self._looks: dict[str, JsonObject] = {}
+        self._next_look: dict[str, float] = {}
         self._peak: dict[str, int] = {}
         self._ends: dict[str, JsonObject] = {}
         self._taken: list[Stacks] = []
@@ -81,15 +84,18 @@ class Witness:
     def look(self, host: Host, usage: Usage | None) -> None:
         """Keep how the host is now; `usage` is what its engine told a moment ago."""
         self._hosts[host.name] = host
-        if usage is None:
+        if usage is None or time.monotonic() < self._next_look.get(host.name, 0.0):
             return
         from harness.telemetry._processes import look
 
+        began = time.thread_time()
         try:
             found = look(usage, ml=self._trees.get(host.name), gpus=self._gpus.get(host.name, ()))
         except Exception as error:
             self._problem(f"a look at {host.name} failed: {type(error).__name__}: {error}")
             return
+        # Many processes are looked at less often: the supervisor must not take what the script needs.
+        self._next_look[host.name] = time.monotonic() + (time.thread_time() - began) / _SHARE
         self._peak[host.name] = max(self._peak.get(host.name, 0), usage.memory_bytes)
         found["memory_peak"] = self._peak[host.name]
         self._looks[host.name] = found
@@ -130,6 +136,7 @@ class Witness:
         from harness.telemetry._stacks import take_stacks
 
         try:
+            self._next_look.clear()
             for host in hosts:
                 self.look(host, host.usage())
             stacks = take_stacks(self._pids(hosts), reason, seconds=_AT_STOP)

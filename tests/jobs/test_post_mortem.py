@@ -18,6 +18,7 @@ import pytest
 from harness import debugging
 from harness.cli import main
 from harness.model import JsonObject
+from harness.targets.follow import Notice, follow
 from harness.telemetry._stacks import find_py_spy
 from tests.jobs.conftest import Job, Submit
 
@@ -196,6 +197,8 @@ def test_a_collective_that_stalls(
     job.until(notes, seconds=120)
     behind = "algo-2 is behind (at train.py:16 in fetch): algo-1 waits in all_reduce at train.py:21"
     assert behind in notes()[0]
+    seen = next(each for each in follow(job.home, job.name) if isinstance(each, Notice))
+    assert behind in seen.sentence, "who follows the job is told at once"
     told = screen(capsys, job.name)
     assert behind in " ".join(told.split())
     assert "train.py:16 in fetch" in told

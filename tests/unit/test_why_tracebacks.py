@@ -214,6 +214,11 @@ def test_the_toolkits_environment_is_not_among_the_last_lines() -> None:
     assert found.last_lines == ("hello",)
 
 
+def test_a_flood_of_heads_takes_no_time() -> None:
+    found = scan(["Traceback (most recent call last):"] * 3000 + ['  File "/a", line 3, in f'] * 3000)
+    assert found.tracebacks == ()
+
+
 @pytest.mark.parametrize(
     "lines",
     [
