@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import re
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from harness.cli import _watch_views
 from harness.cli._watch_board import Board, Run
 from harness.cli._watch_screen import draw
 from harness.cli._watch_views import headline
@@ -190,3 +193,23 @@ def test_the_headline_names_what_changed(monkeypatch: pytest.MonkeyPatch, tmp_pa
     change = Change(files=files, at=time.time())
     assert headline(change) == "code/train.py +2 -1, new.py added +3, /else/where.py removed -4, 1 more file"
     assert headline(Change(files=(), at=0)) == "run again"
+
+
+def test_every_json_event_is_documented_with_its_members() -> None:
+    rows = re.findall(
+        r"^\| `(\w+)` \|[^|]*\|(.*)\|$",
+        (Path(__file__).parents[2] / "docs/watch.md").read_text(),
+        re.MULTILINE,
+    )
+    documented = {event: set(re.findall(r"`(\w+)`", members)) for event, members in rows}
+    tree = ast.parse(Path(_watch_views.__file__).read_text())
+    emitted = {
+        call.args[0].value: {str(keyword.arg) for keyword in call.keywords}
+        for call in ast.walk(tree)
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr == "_emit"
+        if isinstance(call.args[0], ast.Constant)
+    }
+    assert documented.keys() == emitted.keys()
+    assert not {
+        event: missing for event, members in emitted.items() if (missing := members - documented[event])
+    }
