@@ -20,7 +20,7 @@ __all__ = ["why"]
 
 _WIDTH: Final = 100
 _LINES: Final = 40
-_INDENT: Final = 12
+_INDENT: Final = 13
 _STYLES: Final[dict[str, _terminal.Style]] = {"Failed": "red", "Stopped": "yellow", "Completed": "green"}
 
 
@@ -316,7 +316,7 @@ class _Page:
             clean = _terminal.harmless(text)
             rows += [clean] if cut or self._full else self._wrap(clean, _INDENT)
         return [
-            self._cut("  " + self._screen.style(f"{'' if number else name:<10}", "dim") + row)
+            self._cut("  " + self._screen.style(f"{'' if number else name:<11}", "dim") + row)
             for number, row in enumerate(rows)
         ]
 

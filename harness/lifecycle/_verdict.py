@@ -5,6 +5,7 @@ Pure: everything it judges by is handed in.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import signal
 import time
@@ -298,6 +299,17 @@ def _by_signal(facts: Facts, host: HostFacts) -> Verdict | None:
     if number not in signal.valid_signals():
         return None
     name = signal.Signals(number).name
+    last_word = _cause(host)
+    if (
+        number in (signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS)
+        and not host.scan.crashed
+        and last_word is not None
+        and last_word.said_after <= 2
+    ):
+        # Native threads, gloo's for one, may abort a process that an exception is already ending.
+        verdict = _exception(facts, host)
+        assert verdict is not None
+        return dataclasses.replace(verdict, sentence=f"{verdict.sentence} ({name} ended it on its way out)")
     what = "the script" if inside else f"process 1 of {host.name}"
     rank = host.scan.root_cause.rank if host.scan.root_cause else None
     where = _where(facts, host, rank)

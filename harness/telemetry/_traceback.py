@@ -7,6 +7,7 @@ a table that says who failed first; AWS's toolkit repeats part of it all in its 
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass as mutable
@@ -60,6 +61,9 @@ _SECONDARY: Final = re.compile(
 """Errors of a rank that lost another: the cause is the other's."""
 _CRASH: Final = re.compile(r"^(?:Current thread|Thread) 0x[0-9a-f]+ .*\(most recent call first\):$")
 _CRASH_FRAME: Final = re.compile(r'^  File "(?P<file>.+)", line (?P<line>\d+) in (?P<function>.+)$')
+_ELASTIC: Final = "torch/distributed/elastic/"
+"""In what torchrun logs when a rank has failed, and in its own traceback."""
+_DYING: Final = re.compile(r"^(?:terminate called|\s+what\(\): |Fatal Python error|Extension modules: )")
 _KEEP_MESSAGE: Final = 4000
 _KEEP_LINES: Final = 200
 _KEEP: Final = 64
@@ -92,6 +96,8 @@ class Traceback:
     """Where the lines say whose they are."""
     at: int = 0
     """Number of its first line in what was scanned."""
+    said_after: int = 0
+    """Lines that the script printed after it: none when it was the last word of its process."""
 
     @property
     def is_launchers(self) -> bool:
@@ -173,6 +179,8 @@ class _Scanner:
         self._command_next = False
         self._in_root = False
         self._open: list[_Open] = []
+        self._said = 0
+        self._launcher_spoke = False
         self._message: tuple[Traceback, int] | None = None
         self._chain: dict[int | None, str] = {}
         self._last: list[str] = []
@@ -227,8 +235,10 @@ class _Scanner:
         root = None
         if self.root is not None:
             root = _root_cause(self.root)
+        said = self._said
+        tracebacks = [dataclasses.replace(each, said_after=said - each.said_after) for each in self.done]
         return Scan(
-            tracebacks=tuple(self.done[-_KEEP:]),
+            tracebacks=tuple(tracebacks[-_KEEP:]),
             root_cause=root,
             last_lines=tuple(self._last),
             crashed=tuple(self.crashed),
@@ -246,6 +256,7 @@ class _Scanner:
             text=f"{opened.chained}{text}",
             rank=opened.rank,
             at=opened.at,
+            said_after=self._said,  # so far: what is said until the end is known at the end
         )
         self.done.append(done)
         self._message = (done, 0)
@@ -253,6 +264,10 @@ class _Scanner:
     def _continue(self, number: int, line: str) -> None:
         """An exception's message may have several lines; a few, up to an empty one, are taken for its."""
         del number
+        self._launcher_spoke |= _ELASTIC in line
+        plain = bool(line.strip()) and not self._launcher_spoke
+        if plain and not _LOGGED.match(line) and not _DYING.match(line):
+            self._said += 1
         if self._message is None or not self.done or self.done[-1] is not self._message[0]:
             return
         done, count = self._message
@@ -266,6 +281,7 @@ class _Scanner:
             text=f"{done.text}\n{line}",
             rank=done.rank,
             at=done.at,
+            said_after=self._said,
         )
         self.done[-1] = longer
         self._message = (longer, count + 1)

@@ -88,6 +88,26 @@ def killed(pid: int, *, rss: int = 3_000_000) -> dict[str, Any]:
         ),
         (facts(host(script=137)), "signal", "SIGKILL ended the script: killed at once"),
         (facts(host(code=137, script=None)), "signal", "SIGKILL ended process 1 of algo-1"),
+        # gloo's threads abort a process that is ending already.
+        (
+            facts(
+                host(
+                    *(f"[rank1]: {line}" for line in TRACEBACK),
+                    "terminate called without an active exception",
+                    "E1123 11:18:02.5 2 torch/distributed/elastic/multiprocessing/api.py:1002] failed (exitcode: -6)",
+                    "uneven.py FAILED",
+                    *(line.format(-6) for line in ROOT),
+                ),
+                world_size=2,
+            ),
+            "exception",
+            "train.py:31 raised ZeroDivisionError on rank 1: division by zero (SIGABRT ended it on its way out)",
+        ),
+        (
+            facts(host(*TRACEBACK, "", "epoch 1", "epoch 2", "epoch 3", script=-6)),
+            "signal",
+            "SIGABRT ended the script",
+        ),
         # A traceback that was only logged long before doesn't explain a signal.
         (facts(host(*TRACEBACK, script=-9)), "signal", "SIGKILL ended the script"),
         (
