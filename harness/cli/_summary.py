@@ -10,6 +10,7 @@ from harness.cli import _terminal
 from harness.home import Home
 from harness.model import JsonObject, MetricPoint, Treatment
 from harness.store import JobRecord, Store
+from harness.targets.warmth import warmth
 
 __all__ = ["document", "lines", "statistics"]
 
@@ -92,7 +93,7 @@ def lines(
     if record.hosts:
         logs = home.logs(record.name, record.attempt)
         found += _entry("logs", str(logs / f"{record.hosts[0].name}.log" if len(record.hosts) == 1 else logs))
-    found += _warmth(record, screen)
+    found += _entry("warm", *_wrapped(screen, *warmth(record)))
     found += _entry("metrics", *_metric_lines(home, record.name))
     notes = [note for note in record.result.get("notes", []) if note not in told]
     found += _entry("notes", *_wrapped(screen, *notes))
@@ -105,25 +106,6 @@ def lines(
         )
         found += _entry("ledger", *_wrapped(screen, f"{says}: see `harness plan {spec}`"))
     return found
-
-
-def _warmth(record: JobRecord, screen: _terminal.Screen) -> list[str]:
-    """Whether the job found warm hosts, why not, and whether the next one will."""
-    told = record.result.get("warm")
-    if not told:
-        return []
-    said = []
-    imported = ", ".join(told.get("preloaded") or ())
-    if told["reused"]:
-        said.append(f"yes{f', {imported} imported beforehand' if imported else ''}")
-    else:
-        said.append(f"cold: {told['why']}")
-    if told.get("discarded"):
-        said.append(f"the next one will be cold: {told['discarded']}")
-    said += [f"{name} is not imported beforehand: {why}" for name, why in (told.get("excluded") or {}).items()]
-    if told.get("no_fork"):
-        said.append(f"the script was started anew: {told['no_fork']}")
-    return _entry("warm", *_wrapped(screen, *said))
 
 
 def _entry(name: str, *texts: str) -> list[str]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
+import fcntl
+import hashlib
+import os
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -40,12 +43,11 @@ def compiled(
     Raises:
         SpecError, ValidationError: as `spec.load`. UsageError: the spec is a raw request.
     """
-    with tempfile.TemporaryDirectory(prefix="harness-cell-") as folder:
-        root = Path(folder)
+    origin, base = ("%%harness", Path.cwd()) if spec is None else (str(spec), spec.absolute().parent)
+    with _source_dir(spec) as root:
         if spec is None:
             table = {**_defaults(), "entry_point": _ENTRY, "source_dir": str(root)}
             _write(root / _ENTRY, code)
-            origin, base = "%%harness", Path.cwd()
         else:
             if spec.suffix in (".json", ".yaml", ".yml"):
                 raise UsageError(
@@ -54,10 +56,30 @@ def compiled(
                 )
             given = read(spec)
             table = {**given, **_beside(code, spec, given, root)}
-            origin, base = str(spec), spec.absolute().parent
         yield compile_table(
             table, origin=origin, base=base, overrides=overrides, local=local, job_name=job_name
         )
+
+
+@contextlib.contextmanager
+def _source_dir(spec: Path | None) -> Iterator[Path]:
+    """An empty directory, removed in the end. That of one spec always has the same name: it is by the name of
+    its source that a job finds the warm host of the one before. Cells are submitted one after the other."""
+    place = Home.find().ensure().cache / "cells"
+    place.mkdir(exist_ok=True)
+    told = str(Path.cwd() if spec is None else spec.absolute())
+    descriptor = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        root = place / hashlib.sha256(told.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+        shutil.rmtree(root, ignore_errors=True)  # of a kernel that was killed
+        root.mkdir()
+        try:
+            yield root
+        finally:
+            shutil.rmtree(root)
+    finally:
+        os.close(descriptor)
 
 
 def _defaults() -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Final
 
 from harness.notebook._picture import Picture
 from harness.quantities import duration, harmless, number, size
+from harness.targets.warmth import warmth
 
 __all__ = ["STATUS_COLOURS", "html", "jobs_table"]
 
@@ -225,6 +226,7 @@ def _results(picture: Picture) -> str:
             rows.append((kind, f"{artifact['path']} ({size(artifact['bytes'])}, {files})"))
     if picture.over and picture.record.hosts:
         rows.append(("logs", str(picture.log_place)))
+    rows += [("warm" if not number else "", each) for number, each in enumerate(warmth(picture.record))]
     body = "".join(
         f'<div><span style="color:{_FAINT};display:inline-block;min-width:52px">{_safe(name)}</span>'
         f'<code style="font:12px {_MONO};overflow-wrap:anywhere">{_safe(value)}</code></div>'

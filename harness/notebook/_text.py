@@ -7,6 +7,7 @@ from typing import Final
 from harness.notebook._curves import sparkline
 from harness.notebook._picture import Picture
 from harness.quantities import duration, harmless, number, size
+from harness.targets.warmth import warmth
 
 __all__ = ["headline", "phases", "summary", "text", "verdict"]
 
@@ -90,4 +91,5 @@ def _results(picture: Picture) -> list[str]:
     for kind, artifact in picture.artifacts.items():
         if artifact is not None:
             lines.append(f"  {kind}: {harmless(artifact['path'])} ({size(artifact['bytes'])})")
+    lines += [f"  warm: {harmless(each)}" for each in warmth(picture.record)]
     return lines + [f"  note: {harmless(note)}" for note in picture.notes] if picture.over else lines

@@ -270,6 +270,23 @@ def test_a_cell_in_docker(execute: Execute, docker_image: str) -> None:
     assert "in the docker engine" in shown(cell)["text/html"]
 
 
+def test_cells_share_a_warm_host(execute: Execute, home: Path) -> None:
+    """Their source is another directory's every time, and still the second finds the first one's host."""
+    try:
+        _, first, second, kinds = execute(
+            LOAD,
+            "%%harness --warm --out one\nprint('once')",
+            "%%harness --warm --out two\nprint('again')",
+            "one.record.result['warm']['reused'], two.record.result['warm']['reused']",
+        )
+        assert "cold: there was no warm host for it yet" in shown(first)["text/html"]
+        assert "again" in shown(second)["text/html"]
+        assert shown(kinds)["text/plain"] == "(False, True)", shown(second)["text/plain"]
+        assert list((home / "cache" / "cells").iterdir()) == []
+    finally:
+        local.collect(home=Home(home))
+
+
 def test_a_terminal_gets_lines(tmp_path: Path, home: Path) -> None:
     """IPython without a notebook: no HTML, no picture, each line once."""
     script = tmp_path / "session.ipy"
