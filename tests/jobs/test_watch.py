@@ -26,6 +26,7 @@ import psutil
 import pytest
 
 from harness.home import Home
+from harness.lifecycle import end_idle
 from harness.store import Store
 
 COMMAND = (sys.executable, "-m", "harness", "watch")
@@ -45,7 +46,7 @@ class Watch:
         self.spec = spec
         self.code = spec.parent / "code"
         self.process = subprocess.Popen(
-            [*COMMAND, str(spec), "--json", "--no-warm", *words],
+            [*COMMAND, str(spec), "--json", *words],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -108,14 +109,26 @@ def watch(home: Path, write_spec: WriteSpec) -> Iterator[Callable[..., Watch]]:
     running: list[Watch] = []
 
     def start(
-        script: str, *words: str, engine: str = "sandbox", spec: Path | None = None, **options: Any
+        script: str,
+        *words: str,
+        engine: str = "sandbox",
+        spec: Path | None = None,
+        warm: bool = False,
+        **options: Any,
     ) -> Watch:
-        running.append(Watch(spec or write_spec(script, engine=engine, **options), *words, home=home))
+        file = spec or write_spec(script, engine=engine, **options)
+        running.append(Watch(file, *words, *(() if warm else ("--no-warm",)), home=home))
         return running[-1]
 
     yield start
     for each in running:
         each.leave()
+    place = Home(home)
+    deadline = time.monotonic() + 30
+    while place.warm.is_dir() and any(place.warm.iterdir()):
+        assert time.monotonic() < deadline
+        end_idle(place, "the test is over")
+        time.sleep(0.05)
 
 
 # ------------------------------------------------------------------- reruns
@@ -178,6 +191,29 @@ def test_a_script_that_edits_its_own_source_makes_no_loop(watch: Callable[..., W
     it = watch("open(__file__, 'a').write('# me\\n'); open('new.py', 'w').write('1'); print('mark 0')")
     it.until_mark(0)
     it.quiet("change")
+
+
+def test_hosts_stay_warm_also_for_the_one_that_follows_a_stopped_run(
+    watch: Callable[..., Watch], engine_name: str
+) -> None:
+    it = watch(QUICK, engine=engine_name, warm=True)
+    warm = it.until_mark(0)["warm"]
+    assert (warm["reused"], warm["kept"]) == (False, True), warm
+    it.mark(1)
+    assert it.until_mark(1)["warm"]["reused"]
+    it.train(LONG.replace("0'", "2'"))
+    it.until("line", message="mark 2")
+    it.mark(3)
+    assert it.until("ended")["superseded"]
+    assert it.until_mark(3)["warm"]["reused"]
+
+
+@pytest.mark.parametrize("said", ["spec", "--set"])
+def test_a_spec_that_says_cold_stays_cold(watch: Callable[..., Watch], said: str) -> None:
+    words = ("--set", "local.warm=false") if said == "--set" else ()
+    table = {"warm": False} if said == "spec" else {}
+    it = watch(QUICK, *words, warm=True, local=table)
+    assert it.until_mark(0)["warm"] is None
 
 
 # ------------------------------------------------------------- while it runs
