@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 import statistics
 import subprocess
 import time
@@ -73,12 +72,12 @@ def watch(place: Path, runs: int) -> Measured:
     script = spec.parent / "code/train.py"
     measured = Measured(unit="s", compare="none")
     with _warmed(place, spec), _watching(place, spec) as lines:
-        _await_first(lines)
+        _watched_run(lines)
         for number in range(runs + 1):
             time.sleep(1.0)  # a person, who has looked at the last run
             saved = time.time()
             script.write_text(f"{IMPORTED}# change {number}\n")
-            measured.ours.append(_await_first(lines) - saved)
+            measured.ours.append(_watched_run(lines) - saved)
     return rows.warmed(measured)
 
 
@@ -166,11 +165,11 @@ def _idle_keeper(place: Path) -> int:
 
 @contextlib.contextmanager
 def _watching(place: Path, spec: Path) -> Iterator[Iterator[str]]:
-    """The lines that `harness watch` prints."""
+    """The events that `harness watch` tells, one a line."""
     process = subprocess.Popen(
-        [HARNESS, "watch", str(spec)],
+        [HARNESS, "watch", "--json", str(spec)],
         stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        stderr=subprocess.DEVNULL,
         stdin=subprocess.DEVNULL,
         text=True,
         env=rows.surroundings(rows.home(place)),
@@ -184,11 +183,14 @@ def _watching(place: Path, spec: Path) -> Iterator[Iterator[str]]:
         process.wait(_PATIENCE)
 
 
-def _await_first(lines: Iterator[str]) -> float:
-    """When the next run's script says that its first line was."""
-    said = []
-    for line in lines:
-        said.append(line)
-        if found := re.search(r"FIRST ([0-9.]+)", line):
-            return float(found[1])
-    raise AssertionError(f"harness watch ended: {''.join(said)[-300:]}")
+def _watched_run(lines: Iterator[str]) -> float:
+    """When the script of the next run says that its first line was; returns once the run has ended."""
+    first = None
+    for event in map(json.loads, lines):
+        if event["event"] == "line" and event["message"].startswith("FIRST "):
+            first = float(event["message"].removeprefix("FIRST "))
+        elif event["event"] == "ended":
+            if first is None or not event["warm"]["reused"]:
+                raise AssertionError(f"no warm run: {event}")
+            return first
+    raise AssertionError("harness watch ended")
