@@ -131,13 +131,17 @@ class Keepers:
             "environment": dict(os.environ),
             "umask": umask,
         }
+        data = json.dumps(words).encode() + b"\n"
         try:
-            data = json.dumps(words).encode() + b"\n"
             sent = socket.send_fds(self._line, [data], [lock])
-            self._line.sendall(data[sent:])
-            return bool((read_line(self._line)[0] or {}).get("taken"))
-        except (OSError, ValueError):
+            if sent < len(data):
+                self._line.sendall(data[sent:])
+        except OSError:
             return False
+        # The lock is there. Whatever becomes of the answer, nobody else may be given it now.
+        with contextlib.suppress(OSError, ValueError):
+            read_line(self._line)
+        return True
 
 
 def warm_sets(home: Home) -> list[WarmSet]:

@@ -167,6 +167,6 @@ class WarmHost:
         if self._ended.is_set():
             return
         self._status = status
-        self._ended.set()
-        # A byte for each reader would not do: it stays to be read.
+        # It is never read, so that every reader sees it. Told before the end is: then this may be closed.
         os.write(self._end_tell, b"1")
+        self._ended.set()
