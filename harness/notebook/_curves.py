@@ -34,7 +34,7 @@ def png(picture: Picture) -> bytes | None:
         from matplotlib.figure import Figure
     except ImportError:
         return None
-    across = min(count, _ACROSS)
+    across = 2 if count == 4 else min(count, _ACROSS)
     down = -(-count // across)
     figure = Figure(figsize=(3.1 * across, 1.75 * down), dpi=160, layout="constrained")
     places = iter(figure.subplots(down, across, squeeze=False).flat)
@@ -59,7 +59,8 @@ def png(picture: Picture) -> bytes | None:
             loc="best",
             handlelength=1.2,
         )
-        place.set_ylim(bottom=0)
+        highest = max(value for name in usage for each in picture.usage[name].values() for _, value in each)
+        place.set_ylim(0, max(100.0, 1.05 * highest))
     for place in places:
         place.set_axis_off()
     file = io.BytesIO()

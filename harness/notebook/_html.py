@@ -208,8 +208,8 @@ def _log(picture: Picture) -> str:
         + _safe(message)
         for host, message in picture.lines
     )
-    more = picture.line_count - len(picture.lines)
-    before = f'<span style="color:{_FAINT}">… {more:,} lines before</span>\n' if more > 0 else ""
+    command = _safe(f"%harness logs {picture.record.name}")
+    before = f'<span style="color:{_FAINT}">… {command} has all lines</span>\n' if picture.more else ""
     # Turned upside down twice, the box stays at its end while lines come, without a script.
     return (
         f'<div style="display:flex;flex-direction:column-reverse;max-height:15em;overflow:auto;margin-top:9px;'

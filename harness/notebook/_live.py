@@ -92,7 +92,7 @@ def attend(job: Job, interrupts: Interrupts | None = None, *, quiet: bool = Fals
             interrupts.told = count
         if isinstance(event, following.End):
             last = Picture.of(home, job.name, most_lines=_KEPT_LINES)
-            last.said, last.line_count = picture.said, max(picture.line_count, last.line_count)
+            last.said = picture.said
             picture = last
         view.show(picture, event)
     job._shown = executing()

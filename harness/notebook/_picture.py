@@ -46,7 +46,8 @@ class Picture:
     transitions: list[Transition] = field(default_factory=list)
     lines: deque[tuple[str, str]] = field(default_factory=deque)
     """Host and message of the last lines."""
-    line_count: int = 0
+    more: bool = False
+    """Whether there were lines before those."""
     metrics: dict[str, list[Point]] = field(default_factory=dict)
     """Values of metric definitions by name; where several hosts print one, all of theirs."""
     usage: dict[str, dict[str, list[Point]]] = field(default_factory=dict)
@@ -68,9 +69,12 @@ class Picture:
         for host in picture.hosts:
             reader = LogReader(home.logs(name, picture.record.attempt), host)
             final = picture.record.ended_for_good
-            found, _ = reader.read(reader.tail(most_lines), limit=most_lines, final=final)
+            start = reader.tail(most_lines)
+            picture.more |= start > 0
+            found, _ = reader.read(start, limit=most_lines, final=final)
             events += [(event.timestamp_ms, host, event.message) for event in found]
             reader.close()
+        picture.more |= len(events) > most_lines
         for _, host, message in sorted(events, key=lambda each: each[0])[-most_lines:]:
             picture._add_line(host, message)
         return picture
@@ -108,10 +112,10 @@ class Picture:
             self.record = dataclasses.replace(summary, **keep)
 
     def _add_line(self, host: str, message: str) -> None:
-        self.line_count += 1
         self.lines.append((host, message if len(message) <= _LINE else f"{message[:_LINE]}…"))
         if len(self.lines) > self.most_lines:
             self.lines.popleft()
+            self.more = True
 
     def _add_points(self, points: Iterable[MetricPoint], sampled: bool) -> None:
         for point in points:

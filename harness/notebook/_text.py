@@ -66,8 +66,8 @@ def verdict(picture: Picture) -> list[str]:
 def _log(picture: Picture, tail: int) -> list[str]:
     several = len(picture.hosts) > 1
     shown = list(picture.lines)[-tail:]
-    more = picture.line_count - len(shown)
-    lines = [f"  … {more:,} lines before"] if more > 0 else []
+    more = picture.more or len(shown) < len(picture.lines)
+    lines = [f"  … %harness logs {picture.record.name} has all lines"] if more else []
     return lines + [f"  │ {f'{host} │ ' if several else ''}{message}" for host, message in shown]
 
 
