@@ -1,0 +1,168 @@
+"""The preloaded interpreter: imports what it is told to, then forks a child for each request.
+
+It tells the keeper of every step, so that the keeper knows which module hangs or kills it, and it does as
+little as possible itself: what a request wants is read by the child.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+import time
+
+from . import child, preload, program, wire
+from .agreed import CONTROL, PADDING
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+__all__ = ["Zygote", "main"]
+
+
+def main(site: str, before: set[str]) -> bool:
+    """Import and serve. Comes back in children only: whether there is a `sitecustomize` beside ours.
+
+    `before`: the modules that were there before anything of ours.
+    """
+    child.hide(set(sys.modules) - before)
+    control = wire.wrap(int(os.environ.pop(CONTROL)))
+    del os.environ[PADDING]
+    settings, _ = wire.receive(control)
+    sys.path.remove(site)
+    sys.path_importer_cache.pop(site, None)
+    base = list(sys.path)
+    pythonpath = settings["pythonpath"]
+    if pythonpath is None:
+        del os.environ["PYTHONPATH"]
+    else:
+        os.environ["PYTHONPATH"] = pythonpath
+    sys.path[:] = child.search_path(base, pythonpath)
+    customised = _customise()
+    try:
+        found = program.Program(sys.argv[0])
+    except program.Unsuitable as error:
+        wire.send(control, {"unsuitable": str(error)})
+        os._exit(0)
+    zygote = Zygote(control, found, base)
+    zygote.load(settings["preload"])
+    wire.send(control, {"ready": zygote.directories(), "path": base, "pid": os.getpid()})
+    zygote.serve()
+    return customised
+
+
+def _customise() -> bool:
+    """Import the `sitecustomize` that there would be without ours; whether there is one."""
+    ours = sys.modules.pop("sitecustomize")
+    try:
+        if sys.meta_path[-1].find_spec("sitecustomize", None) is None:
+            return False
+        __import__("sitecustomize")
+    except Exception as error:
+        sys.stderr.write("Error in sitecustomize: %s: %s\n" % (type(error).__name__, error))
+        return False
+    finally:
+        sys.modules.setdefault("sitecustomize", ours)
+    return True
+
+
+class Zygote:
+    """What a preloaded interpreter knows of itself; its children read it."""
+
+    def __init__(self, control: Any, found: program.Program, base: list[str]) -> None:
+        self.control = control
+        self.program = found
+        self.base = base
+        """sys.path as this Python has it without PYTHONPATH and without a script."""
+        self.path = list(sys.path)
+        """sys.path when the imports began."""
+        self.started = dict(os.environb)
+        """The environment before anything was imported."""
+        self.reads = preload.Reads()
+        """Variables that the imports asked for."""
+        self.changed: dict[bytes, bytes | None] = {}
+        """Variables that the imports set, or removed: None."""
+        self.added: list[tuple[bool, str]] = []
+        """What the imports put on sys.path; whether in front of what was there."""
+        self.unbuffered = bool(os.environ.get("PYTHONUNBUFFERED"))
+        self.streams = [child.kind(number) for number in range(3)]
+
+    def load(self, names: Sequence[str], beside: Sequence[str] = ()) -> None:
+        """Import them one by one, and tell of each. Ends the process after one that made it unfit to fork.
+
+        `beside`: directories to look in first.
+        """
+        sys.path[:0] = beside
+        with self.reads:
+            for name in names:
+                wire.send(self.control, {"importing": name})
+                outcome, why = preload.load(name, time.sleep)
+                wire.send(self.control, {outcome: name, "why": why})
+                if outcome == "unsafe":
+                    os._exit(0)
+        for entry in beside:
+            sys.path.remove(entry)
+        now = dict(os.environb)
+        for key in {*now, *self.started}:
+            if now.get(key) != self.started.get(key):
+                self.changed[key] = now.get(key)
+        first = next((place for place, entry in enumerate(sys.path) if entry in self.path), len(sys.path))
+        self.added = [
+            (place < first, entry) for place, entry in enumerate(sys.path) if entry not in self.path
+        ]
+
+    def directories(self) -> list[str]:
+        """Where what is imported comes from."""
+        return [entry for entry in sys.path if os.path.isdir(entry)]
+
+    def serve(self) -> None:
+        """Fork for each request until the keeper is gone; comes back in a child that became its request."""
+        while True:
+            gc.collect()
+            gc.freeze()  # a collection in a child would copy every page that holds an object's head
+            try:
+                message, descriptors = wire.receive(self.control)
+            except EOFError:
+                os._exit(0)
+            if "load" in message:
+                self.load(message["load"])
+                wire.send(self.control, {"loaded": message["load"]})
+                continue
+            if not _fork_twice():
+                for number in descriptors:
+                    os.close(number)
+                continue
+            gc.unfreeze()
+            if "branch" in message:
+                self.control.close()
+                self.control = wire.wrap(descriptors[0])
+                os.setpgid(0, 0)
+                wire.send(self.control, {"pid": os.getpid()})
+                self.load(message["branch"], message["beside"])
+                wire.send(self.control, {"ready": self.directories()})
+                continue
+            wire.send(self.control, {"child": message["fork"], "pid": os.getpid()})
+            child.become(self, wire.wrap(descriptors[0]))
+            return
+
+
+def _fork_twice() -> bool:
+    """Fork a child whose parent will be the keeper; True in that child."""
+    try:
+        first = os.fork()
+    except OSError:
+        return False
+    if first:
+        os.waitpid(first, 0)
+        return False
+    parent = os.getpid()
+    try:
+        if os.fork():
+            os._exit(0)
+    except OSError:
+        os._exit(1)
+    while os.getppid() == parent:
+        time.sleep(0.0002)  # it is about to end
+    return True
