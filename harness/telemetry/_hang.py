@@ -12,8 +12,8 @@ __all__ = ["HangDetector", "describe_hang"]
 
 _LOOKS: Final = 3
 """Looks at the stacks that must be alike."""
-_BUSY: Final = 0.5
-"""Cores that a process must use to count as computing."""
+_BUSY: Final = 0.1
+"""Cores that a process must use to count as computing: few, for others may crowd the machine."""
 _IDLE: Final = 0.02
 """Cores that all of a host's processes together may use and still count as idle, where there are no stacks."""
 

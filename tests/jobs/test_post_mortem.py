@@ -153,6 +153,7 @@ def test_a_memory_limit(run: Submit, engine_name: str) -> None:
 @needs_py_spy
 def test_a_time_limit_tells_where_the_script_was(run: Submit, engine_name: str) -> None:
     """# contract: G7"""
+    limit = 3 if engine_name == "sandbox" else 8  # a container's Python takes its time on a busy machine
     job = run(
         """
         import time
@@ -163,14 +164,14 @@ def test_a_time_limit_tells_where_the_script_was(run: Submit, engine_name: str) 
         wait()
         """,
         engine=engine_name,
-        max_run=3,
+        max_run=limit,
         local={"stop_grace": 1},
     )
     record = job.record
     assert record.secondary_status == "MaxRuntimeExceeded"
     found = bundle(job)
     assert found["verdict"]["sentence"] == (
-        "stopped by MaxRuntimeInSeconds = 3: the script was at train.py:5 in wait"
+        f"stopped by MaxRuntimeInSeconds = {limit}: the script was at train.py:5 in wait"
     )
     (script,) = [each for each in found["stacks"][-1]["stacks"] if each["role"] == "script"]
     assert [frame["function"] for frame in script["frames"]] == ["wait", "<module>"]

@@ -65,6 +65,13 @@ def test_the_same_code_though_the_directory_changed(run: Submit, engine_name: st
     assert ours == theirs, "it is the same request but for the job's name"
     assert json.loads(twin.record.request["HyperParameters"]["sagemaker_job_name"]) == twin.name
     assert twin.record.spec["rerun_of"] == job.name
+
+
+def test_the_code_as_it_is_now(run: Submit) -> None:
+    job = run(COUNTS, engine="sandbox", hyperparameters={"lr": 0.1})
+    twin = again(job)
+    source = Path(job.record.spec["uploads"][0]["path"])
+    (source / "train.py").write_text("print('found other code')\n")
     today = again(twin, "--code", "current")
     assert said(today) == "found other code"
     assert today.record.status == "Completed"
@@ -88,9 +95,9 @@ def test_words_that_can_be_set(run: Submit) -> None:
     assert main(["rerun", job.name, "--set", "max_run=0"]) == 2
 
 
-def test_checkpoints(run: Submit, engine_name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_checkpoints(run: Submit, capsys: pytest.CaptureFixture[str]) -> None:
     """# contract: F12, F19"""
-    job = run(COUNTS, engine=engine_name, checkpoint_s3_uri=CHECKPOINTS)
+    job = run(COUNTS, engine="sandbox", checkpoint_s3_uri=CHECKPOINTS)
     assert said(job).startswith("found []")
     fresh = again(job)
     assert said(fresh).startswith("found []"), "nothing is restored silently"
