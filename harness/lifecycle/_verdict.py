@@ -430,6 +430,8 @@ def _standing(facts: Facts, kind: str, sentence: str) -> Verdict:
         sentence += f": {found.sentence}"
     elif stacks is not None and (scripts := [each for each in stacks.scripts if each.frames]):
         sentence += f": the script was at {scripts[0].where}"
+    elif stacks is not None and any(each.role == "launcher" for each in stacks.stacks):
+        sentence += ": the script had not begun, the toolkit was still preparing it"
     elif stacks is not None and stacks.problem:
         sentence += f" (where it was isn't known: {stacks.problem})"
     if stacks is not None:
