@@ -34,7 +34,7 @@ SCRIPT = """
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--fail", type=int, default=0)
     arguments, _ = parser.parse_known_args()
-    print("data:", sorted(os.listdir(os.environ["SM_CHANNEL_TRAINING"])), flush=True)
+    print(f'data: {sorted(os.listdir(os.environ["SM_CHANNEL_TRAINING"]))}', flush=True)  # one write is one line
     for epoch in range(arguments.epochs):
         print(f"loss={1 / (epoch + 1)};", flush=True)
         time.sleep(0.1)

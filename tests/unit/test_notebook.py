@@ -122,6 +122,33 @@ def test_a_picture_grows_as_it_would_be_read(home: Path) -> None:
     assert [name for name, _ in grown.phases if name in ("Completed", "Failed")] == []
 
 
+def test_it_is_shown_as_it_grows(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Recorder:
+        def show(self, picture: Picture, event: following.Event | None) -> None:
+            panels.append((type(event).__name__, html(picture)))
+
+    panels: list[tuple[str, str]] = []
+    monkeypatch.setattr(_live, "_view", lambda _: Recorder())
+    with record(home, "job") as store:
+        store.add_metrics("job", points("loss", [3.0, 1.0]))
+        store.set_progress("job", Progress(what="packing", done=1, total=4))
+        watching = threading.Thread(target=harness.job("job").watch)
+        watching.start()
+        deadline = time.monotonic() + 30
+        while not any("packing 25 %" in panel for _, panel in panels) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        store.transition("job", "Uploading", "Uploading")
+        store.transition("job", "Completed", "done", status="Completed", training_end=time.time())
+        watching.join()
+    assert panels[0][0] == "NoneType"
+    assert "line of 1" not in panels[0][1]
+    tick = next(panel for kind, panel in panels if kind == "Tick" and "packing 25 %" in panel)
+    for sign in (">Training</span>", "line of 1", "loss", "●"):
+        assert sign in tick
+    assert panels[-1][0] == "End"
+    assert ">Completed</span>" in panels[-1][1]
+
+
 def test_a_long_log_is_cut_to_its_end(home: Path) -> None:
     with record(home, "job"), LogWriter(Home(home).logs("job", 1), "algo-1") as writer:
         writer.feed("".join(f"{n}\n" for n in range(5000)).encode() + b"x" * 9000 + b"\n", 10**13)
