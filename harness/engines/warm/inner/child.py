@@ -34,7 +34,8 @@ _STARTS = (
 """Variables that C libraries read when they are loaded, unseen by `preload.Reads`."""
 _LATER = (b"TORCH_NCCL_", b"TORCH_DISTRIBUTED_", b"TORCH_GLOO_", b"TORCH_ELASTIC", b"PYTHONBREAKPOINT")
 _NAMES = frozenset({b"LANG", b"LANGUAGE"})
-_HANDLED = frozenset({b"PYTHONPATH", b"PYTHONUNBUFFERED", b"OMP_NUM_THREADS", b"TZ"})
+_HANDLED = frozenset({b"PYTHONPATH", b"PYTHONUNBUFFERED", b"OMP_NUM_THREADS", b"TZ", b"TMPDIR", b"PATH"})
+"""Set right here; and PATH, to which the toolkit adds: modules only look there for programs."""
 _THREADS = b"OMP_NUM_THREADS"
 _SITE = ("sitecustomize", "usercustomize")
 _BLAS_SETTERS = ("openblas_set_num_threads", "openblas_set_num_threads64_")

@@ -53,43 +53,51 @@ _IMPORT = re.compile(rb"^(?:from\s+([\w.]+)\s+import|import\s+([\w.]+))", re.MUL
 class Interpreter:
     """One of them, as the keeper sees it."""
 
-    def __init__(self, control: Any) -> None:
+    def __init__(self, control: Any, pid: int | None = None) -> None:
         self.control = control
-        self.pid: int | None = None
+        self.pid = pid
+        self.importing: tuple[str, float] | None = None
+        """The module, and until when that may take."""
         self.ready = False
-        self.busy = False
-        """It imports something more, and doesn't answer meanwhile."""
         self.directories: dict[str, Any] = {}
+        """Where its modules come from, as it was after they were imported."""
 
 
 class Interpreters:
-    """Starts them, and starts them anew when a module made one unfit or killed it."""
+    """Starts them, and starts them anew when a module made one unfit or killed it.
+
+    The one for scripts is the trunk. That for tools branches off it, before anything is imported if it can, or
+    else when all is: AWS's toolkit imports torch as well. What torchrun is made of comes when nobody waits.
+    """
 
     def __init__(
         self,
         preload: Sequence[str],
-        tools: tuple[Sequence[str], Sequence[str]],
+        tools: tuple[Sequence[str], Sequence[str]] | None,
         *,
         patience: float,
         changed: Callable[[], None],
     ) -> None:
-        """`tools`: modules of the toolkit, and directories to find them in. `changed`: called when `settled`
-        may have changed."""
+        """`tools`: see `tools_of`. `patience`: seconds that one module may take. `changed`: called when
+        `settled` may have changed."""
         self._wanted = list(dict.fromkeys(preload))
-        self._tools = tools
+        self._tools = list(tools[0]) if tools else []
+        self._beside = list(tools[1]) if tools else []
+        self._early = tools is None or bool(tools[1])
         self._patience = patience
         self._changed = changed
         self._starts = 0
-        self._importing: tuple[str, float] | None = None
-        self._deadline = time.monotonic() + patience
-        self._branched = False
         self.script: Interpreter | None = None
         self.tools: Interpreter | None = None
+        self.launcher: Interpreter | None = None
+        """Has what torchrun is made of; a luxury."""
+        self._launcher_tried = False
         self.preloaded: list[str] = []
         self.excluded: dict[str, str] = {}
+        """Module → why it isn't preloaded."""
         self.why: str | None = None
         """Why there is none, for good."""
-        self._unfit_names = {
+        self._unfit = {
             name: reason
             for name in self._wanted
             if (reason := _UNFIT.get(name.partition(".")[0])) is not None
@@ -100,29 +108,26 @@ class Interpreters:
     @property
     def settled(self) -> bool:
         """Whether nothing more is to be awaited."""
-        if self.why is not None:
-            return True
-        return bool(
-            self.script is not None and self.script.ready and (self.tools is None or self.tools.ready)
-        )
+        both = (self.script, self.tools)
+        return self.why is not None or all(each is not None and each.ready for each in both)
+
+    def all(self) -> list[Interpreter]:
+        return [each for each in (self.script, self.tools, self.launcher) if each is not None]
 
     @property
     def pids(self) -> set[int]:
-        return {each.pid for each in (self.script, self.tools) if each is not None and each.pid}
-
-    def sockets(self) -> list[Interpreter]:
-        return [each for each in (self.script, self.tools) if each is not None]
+        return {each.pid for each in self.all() if each.pid}
 
     def usable(self, kind: str) -> tuple[Interpreter | None, str]:
-        """The interpreter for a "script" or for "tools"; or why there is none."""
-        found = self.script if kind == "script" else self.tools
+        """The interpreter for a "script", for "tools" or for a "launcher"; or why there is none."""
+        found = self.tools if kind == "tools" else self.script
+        if kind == "launcher" and self.launcher is not None and self.launcher.ready:
+            found = self.launcher
         if self.why is not None:
             return None, self.why
         if found is None or not found.ready:
             return None, "the preloaded interpreter isn't ready"
-        if found.busy:
-            return None, "the preloaded interpreter is importing"
-        if kind == "script" and _listing(found.directories) != found.directories:
+        if kind == "script" and self.stale:
             return None, "packages were installed since the modules were imported"
         return found, ""
 
@@ -139,7 +144,7 @@ class Interpreters:
         self.stop()
         self._starts += 1
         self.preloaded = []
-        self.excluded = dict(self._unfit_names)
+        self.excluded = dict(self._unfit)
         if self._starts > _MOST_STARTS:
             self._give_up("the preloaded interpreter died %d times" % _MOST_STARTS)
             return
@@ -148,12 +153,12 @@ class Interpreters:
         if pid == 0:
             self._execute(theirs.fileno())
         theirs.close()
-        self._branched = False
-        self._deadline = time.monotonic() + self._patience
-        self.script = Interpreter(ours)
-        self.script.pid = pid
-        names = [name for name in self._wanted if name not in self.excluded]
-        wire.send(ours, {"pythonpath": os.environ.get("PYTHONPATH"), "preload": names})
+        self._launcher_tried = False
+        self.script = Interpreter(ours, pid)
+        wire.send(ours, {"pythonpath": os.environ.get("PYTHONPATH")})
+        if self._early:
+            self.tools = self._branch(self.script, ["subprocess", *self._tools], self._beside)
+        self._load(self.script, [name for name in self._wanted if name not in self.excluded])
 
     def _execute(self, control: int) -> None:
         try:
@@ -176,16 +181,29 @@ class Interpreters:
         finally:
             os._exit(126)
 
+    def _load(self, which: Interpreter, names: Sequence[str], beside: Sequence[str] = ()) -> None:
+        # Also an interpreter that doesn't come to its first import must not be awaited for ever.
+        which.importing = "", time.monotonic() + self._patience
+        wire.send(which.control, {"load": list(names), "beside": list(beside)})
+
+    def _branch(self, trunk: Interpreter, names: Sequence[str], beside: Sequence[str]) -> Interpreter:
+        ours, theirs = wire.pair()
+        wire.send(trunk.control, {"branch": True}, [theirs.fileno()])
+        theirs.close()
+        branch = Interpreter(ours)
+        self._load(branch, names, beside)
+        return branch
+
     def stop(self) -> None:
         """Kill them; whoever reaps children finds them."""
-        for each in self.sockets():
+        for each in self.all():
             each.control.close()
             if each.pid:
                 try:
                     os.kill(each.pid, signal.SIGKILL)
                 except ProcessLookupError:
                     pass  # it has ended, and was reaped
-        self.script = self.tools = self._importing = None
+        self.script = self.tools = self.launcher = None
 
     def _give_up(self, why: str) -> None:
         self.stop()
@@ -195,95 +213,83 @@ class Interpreters:
     # ------------------------------------------------------------------------------------- what they tell
 
     def told(self, which: Interpreter, message: dict[str, Any]) -> None:
-        """Of an import, or that it is ready; "child" is not for us."""
+        """Of an import, or that it is ready."""
         if "unsuitable" in message:
             self._give_up(message["unsuitable"])
-        elif "importing" in message:
-            self._importing = message["importing"], time.monotonic() + self._patience
-        elif "imported" in message:
-            if which is self.script:
-                self.preloaded.append(message["imported"])
-        elif "excluded" in message:
-            if which is self.script:
-                self.excluded[message["excluded"]] = message["why"]
-        elif "unsafe" in message:
-            self._unfit(which, message["unsafe"], message["why"])
-        elif "loaded" in message:
-            which.busy = False
-        elif "ready" in message:
-            self._importing = None
-            which.ready = True
-            self._starts = 0
-            which.directories = _listing(message["ready"])
-            if which is self.script:
-                self._branch()
-            self._changed()
         elif "pid" in message:
             which.pid = message["pid"]
+        elif "importing" in message:
+            which.importing = message["importing"], time.monotonic() + self._patience
+        elif "unsafe" in message:
+            self._do_without(which, message["unsafe"], message["why"])
+        elif "ready" in message:
+            which.importing = None
+            which.ready = True
+            which.directories = _listing(message["ready"])
+            if which is self.script and self.tools is None:
+                self.tools = self._branch(which, ["subprocess", *self._tools], self._beside)
+            if self.settled:
+                self._starts = 0
+                self._changed()
+        elif which is self.script:
+            if "imported" in message:
+                self.preloaded.append(message["imported"])
+            elif "excluded" in message:
+                self.excluded[message["excluded"]] = message["why"]
 
-    def _branch(self) -> None:
-        assert self.script is not None
-        ours, theirs = wire.pair()
-        self.tools = Interpreter(ours)
-        names, beside = self._tools
-        wire.send(
-            self.script.control,
-            {"branch": ["subprocess", *names], "beside": list(beside)},
-            [theirs.fileno()],
-        )
-        theirs.close()
-
-    def _unfit(self, which: Interpreter, name: str, why: str) -> None:
-        if which is self.tools:
-            # Without the toolkit's modules then: they take their time in each run.
-            if name not in self._tools[0]:
-                self._give_up("%s: %s" % (name, why))
-                return
-            self._tools = [each for each in self._tools[0] if each != name], self._tools[1]
-        else:
-            self._unfit_names[name] = why
-        self._starts -= 1  # each time one module less: that ends by itself
-        self.start()
-
-    def ended(self, which: Interpreter, status: int | None = None) -> None:
+    def ended(self, which: Interpreter) -> None:
         """It is dead, or its end of the socket is closed."""
-        if which is self.tools and self.script is not None and self.script.ready:
-            which.control.close()
-            self.tools = None
-            if self._importing is None:
-                self._branch()
-                return
-        name = self._importing[0] if self._importing is not None else None
-        if name is not None:
-            self._unfit(which, name, "importing it ended the interpreter")
+        if which.importing is not None:
+            self._do_without(which, which.importing[0], "importing it ended the interpreter")
+        elif which is self.launcher:
+            self._drop_launcher()
         else:
             self.start()
 
+    def _do_without(self, which: Interpreter, name: str, why: str) -> None:
+        """A module makes an interpreter unfit: begin anew without it."""
+        if which is self.launcher:
+            self._drop_launcher()
+            return
+        if which is self.script and name:
+            self._unfit[name] = why
+            self._starts -= 1  # each time there is one module less: that ends by itself
+        elif name in self._tools:
+            # Without the toolkit's modules they take their time in each run.
+            self._tools.remove(name)
+            self._starts -= 1
+        self.start()
+
+    def _drop_launcher(self) -> None:
+        launcher, self.launcher = self.launcher, None
+        if launcher is not None:
+            launcher.control.close()
+            if launcher.pid:
+                try:
+                    os.kill(launcher.pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    pass  # it has ended, and was reaped
+
     def idle(self) -> None:
-        """There is time for what torchrun needs."""
-        tools = self.tools
-        if (
-            not self._branched
-            and tools is not None
-            and tools.ready
-            and any(name.partition(".")[0] == "torch" for name in self.preloaded)
-        ):
-            self._branched = tools.busy = True
-            wire.send(tools.control, {"load": [_LAUNCHER]})
+        """Nobody waits: there is time for what torchrun needs."""
+        torch = any(name.partition(".")[0] == "torch" for name in self.preloaded)
+        if self.settled and self.script is not None and torch and not self._launcher_tried:
+            self._launcher_tried = True
+            self.launcher = self._branch(self.script, ["subprocess", _LAUNCHER], ())
 
     @property
     def next_look(self) -> float | None:
         """When `look` has something to see."""
-        return None if self._importing is None else self._importing[1]
+        moments = [each.importing[1] for each in self.all() if each.importing is not None]
+        return min(moments, default=None)
 
     def look(self) -> None:
         """Whether an import takes too long."""
-        if self._importing is None or time.monotonic() < self._importing[1]:
-            return
-        name = self._importing[0]
-        which = self.script if self.script is not None and not self.script.ready else self.tools
-        assert which is not None
-        self._unfit(which, name, "importing it takes longer than %g s" % self._patience)
+        for each in self.all():
+            if each.importing is not None and time.monotonic() >= each.importing[1]:
+                why = "importing it takes longer than %g s" % self._patience
+                self._do_without(each, each.importing[0], why)
+                return
 
 
 def _listing(paths: Sequence[str] | Mapping[str, Any]) -> dict[str, Any]:

@@ -100,7 +100,7 @@ class Keeper:
         self._quiet_since = time.monotonic()
         self._interpreters = Interpreters(
             config.get("preload", ()),
-            tools_of(config.get("argv", ()), self._environment) or ([], []),
+            tools_of(config.get("argv", ()), self._environment),
             patience=float(config.get("timeout", _PATIENCE)),
             changed=self._changed,
         )
@@ -132,7 +132,7 @@ class Keeper:
             watched[self._listener.fileno()] = self._accept
         else:
             watched[self._link.fileno()] = self._commanded
-        for each in interpreters.sockets():
+        for each in interpreters.all():
             watched[each.control.fileno()] = lambda each=each: self._heard(each)
         for proxy in [*self._proxies.values(), *self._scripts.values()]:
             watched[proxy.link.fileno()] = lambda proxy=proxy: self._of_proxy(proxy)
@@ -366,9 +366,9 @@ class Keeper:
         if proxy is not None:
             self._tell_proxy(proxy, status)
             return
-        for each in self._interpreters.sockets():
+        for each in self._interpreters.all():
             if each.pid == pid:
-                self._interpreters.ended(each, status)
+                self._interpreters.ended(each)
                 return
         self._early[pid] = status
 

@@ -99,7 +99,7 @@ class _Spawner:
         spawner = self
 
         def _execute_child(popen, *arguments):  # type: ignore[no-untyped-def]
-            given = dict(zip(names, arguments))
+            given = dict(zip(names, arguments))  # noqa: B905  # Python 3.8
             if not spawner._popen(popen, given):
                 original(popen, *given.values())
 
@@ -230,7 +230,7 @@ class _Spawner:
         group = os.getpgrp() if self._group is None else self._group
         wire.send(
             self._door,
-            {"fork": "tools" if launcher else "script", "leads": setup.session},
+            {"fork": "launcher" if launcher else "script", "leads": setup.session},
             [given.fileno(), end.fileno()],
         )
         given.close()

@@ -46,10 +46,7 @@ def main(site: str, before: set[str]) -> bool:
     except program.Unsuitable as error:
         wire.send(control, {"unsuitable": str(error)})
         os._exit(0)
-    zygote = Zygote(control, found, base)
-    zygote.load(settings["preload"])
-    wire.send(control, {"ready": zygote.directories(), "path": base, "pid": os.getpid()})
-    zygote.serve()
+    Zygote(control, found, base).serve()
     return customised
 
 
@@ -90,7 +87,9 @@ class Zygote:
         self.streams = [child.kind(number) for number in range(3)]
 
     def load(self, names: Sequence[str], beside: Sequence[str] = ()) -> None:
-        """Import them one by one, and tell of each. Ends the process after one that made it unfit to fork.
+        """Import them one by one, and tell of each, and at last where imports come from.
+
+        Ends the process after one that made it unfit to fork.
 
         `beside`: directories to look in first.
         """
@@ -112,36 +111,31 @@ class Zygote:
         self.added = [
             (place < first, entry) for place, entry in enumerate(sys.path) if entry not in self.path
         ]
-
-    def directories(self) -> list[str]:
-        """Where what is imported comes from."""
-        return [entry for entry in sys.path if os.path.isdir(entry)]
+        wire.send(self.control, {"ready": [entry for entry in sys.path if os.path.isdir(entry)]})
 
     def serve(self) -> None:
         """Fork for each request until the keeper is gone; comes back in a child that became its request."""
         while True:
             gc.collect()
-            gc.freeze()  # a collection in a child would copy every page that holds an object's head
+            # For good: a collection in a child would copy every page that holds an object's head, and its
+            # end, which is a collection, would take as long as that of a process that imported everything.
+            gc.freeze()
             try:
                 message, descriptors = wire.receive(self.control)
             except EOFError:
                 os._exit(0)
             if "load" in message:
-                self.load(message["load"])
-                wire.send(self.control, {"loaded": message["load"]})
+                self.load(message["load"], message["beside"])
                 continue
             if not _fork_twice():
                 for number in descriptors:
                     os.close(number)
                 continue
-            gc.unfreeze()
             if "branch" in message:
                 self.control.close()
                 self.control = wire.wrap(descriptors[0])
                 os.setpgid(0, 0)
                 wire.send(self.control, {"pid": os.getpid()})
-                self.load(message["branch"], message["beside"])
-                wire.send(self.control, {"ready": self.directories()})
                 continue
             wire.send(self.control, {"child": message["fork"], "pid": os.getpid()})
             child.become(self, wire.wrap(descriptors[0]))
