@@ -32,6 +32,8 @@ _GRACE: Final = 0.3
 _KEPT: Final = 10
 _POLL: Final = 0.02
 _IDLE: Final = 0.1
+_FRESH: Final = 2.0
+"""Seconds after which what was found out about the machine is out of date."""
 
 
 @click.command()
@@ -81,7 +83,7 @@ def watch(
                 view=view,
                 watcher=watcher,
             )
-            with contextlib.suppress(KeyboardInterrupt):
+            with contextlib.suppress(KeyboardInterrupt), loop:
                 loop.run()
     return signals.exit_code
 
@@ -145,6 +147,16 @@ class _Loop:
         self._watcher = watcher
         self._names: list[str] = []
         self._told: set[str] = set()
+        self._ahead: tuple[float, Probe] | None = None
+        """A look at the machine that was begun when something stirred, and when that was."""
+
+    def __enter__(self) -> _Loop:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._drop_ahead()
 
     def run(self) -> None:
         """Until somebody interrupts: ends with KeyboardInterrupt."""
@@ -162,6 +174,7 @@ class _Loop:
             found = self._watcher.change(_IDLE)
             if found is not None:
                 return found
+            self._look_ahead()
             match self._view.idle():
                 case "r":
                     return _by_hand()
@@ -169,6 +182,29 @@ class _Loop:
                     raise KeyboardInterrupt
                 case _:
                     pass
+
+    def _look_ahead(self) -> None:
+        """Look at the machine while the user's editor is still saving: the kernel's answers take as long."""
+        now = time.monotonic()
+        if self._ahead is not None and now - self._ahead[0] > _FRESH:
+            self._drop_ahead()
+        if self._watcher.stirs and self._ahead is None:
+            from harness.machine import Probe
+
+            self._ahead = (now, Probe(self._home))
+
+    def _drop_ahead(self) -> None:
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            ahead[1].__exit__(None, None, None)
+
+    def _probe(self) -> Probe:
+        from harness.machine import Probe
+
+        if self._ahead is not None and time.monotonic() - self._ahead[0] > _FRESH:
+            self._drop_ahead()
+        ahead, self._ahead = self._ahead, None
+        return Probe(self._home) if ahead is None else ahead[1]
 
     def _once(self, change: Change | None) -> Change | None:
         """One run; the change that came while it ran."""

@@ -109,6 +109,8 @@ class Watcher:
         """What the user should know, one sentence each; whoever tells them empties the list."""
         self.scope = Scope()
         """What is watched; see `set`."""
+        self.stirs = False
+        """Something happened since the last change that may become one."""
         self._serial = 0
         self._ready = 0
         self._restarts = 0
@@ -137,11 +139,18 @@ class Watcher:
             self._await_ready()
 
     def change(self, timeout: float = 0) -> Change | None:
-        """What changed and was then left alone; waits for it up to `timeout` seconds. Each change is told once."""
+        """What changed and was then left alone; waits for it up to `timeout` seconds. Each change is told once.
+
+        None comes early when something begins to stir.
+        """
         deadline = time.monotonic() + timeout
+        stirred = self.stirs
         while True:
             left = max(0.0, deadline - time.monotonic())
-            if not self._receive(0 if self._pending else left) and (self._pending or not left):
+            if self._receive(0 if self._pending else left):
+                if self.stirs and not stirred and not self._pending:
+                    return None
+            elif self._pending or not left:
                 found, self._pending = self._pending, None
                 return found
 
@@ -213,6 +222,8 @@ class Watcher:
     def _take(self, message: JsonObject) -> None:
         if "ready" in message:
             self._ready = message["ready"]
+        elif "stirs" in message:
+            self.stirs = message["stirs"]
         elif "problem" in message:
             self.notices.append(message["problem"])
         elif "polls" in message:
@@ -224,4 +235,5 @@ class Watcher:
             self._add(Change(files=files, at=message["at"]))
 
     def _add(self, change: Change) -> None:
+        self.stirs = False
         self._pending = change if self._pending is None else self._pending.and_then(change)

@@ -4,7 +4,7 @@ A process of its own, so that the one that submits jobs has no threads: a superv
 It reads one JSON object per line from standard input, `{"scope": …, "serial": n}`, and ends with it. It writes,
 one per line: `{"ready": n}` when no change of that scope would be missed any more; `{"change": [...], "at": epoch
 seconds}` when something changed and then was left alone; `{"polls": why}` where there is no notice of changes;
-`{"problem": sentence}`.
+`{"problem": sentence}`; and `{"stirs": true}` at once when something happens that may become a change, false when it didn't.
 """
 
 from __future__ import annotations
@@ -117,11 +117,15 @@ class _Process:
         self._first: float | None = None
         """When the first event came that wasn't looked at yet, and the last one."""
         self._last = 0.0
+        self._stirs = False
 
     def run(self) -> None:
         """Until standard input ends."""
         while True:
             happened = self._notifier.wait(self._patience())
+            if happened and not self._stirs:
+                self._stirs = True
+                self._tell({"stirs": True})
             for line in self._input.lines():
                 self._obey(json.loads(line))
                 happened = True
@@ -166,6 +170,9 @@ class _Process:
         self._told = look
         if changes:
             self._tell({"change": [_plain(each) for each in changes], "at": time.time() - passed})
+        elif self._stirs:
+            self._tell({"stirs": False})
+        self._stirs = False
 
     def _look(self) -> Look:
         """A look after which nothing changes unseen: its directories are watched, and then it is repeated."""
