@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +31,7 @@ def fork(work: Callable[[], None]) -> None:
         os.setsid()
         if os.fork():
             os._exit(0)
+        _forget_handlers()
         work()
         status = 0
     except BaseException:
@@ -41,6 +43,14 @@ def fork(work: Callable[[], None]) -> None:
         with contextlib.suppress(OSError):
             sys.stderr.flush()
         os._exit(status)
+
+
+def _forget_handlers() -> None:
+    """What our parent does about Ctrl-C, or when it is asked to end, is about its own work."""
+    for number in signal.valid_signals():
+        if callable(signal.getsignal(number)):
+            own = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+            signal.signal(number, own)
 
 
 def stay(log: Path | str, kept: int) -> int:
