@@ -200,7 +200,7 @@ class SandboxHost:
         group = self._group
         if group is not None:
             own_before = group.oom_kills()
-            return lambda code: group.oom_kills() > own_before
+            return lambda _: group.oom_kills() > own_before
         before = oom_kills()
         return lambda code: code == 137 and oom_kills() > before
 
