@@ -171,9 +171,7 @@ class Supervisor:
         self.directory = home.job(name)
         self._progress_at = 0.0
         self._clock = time.time() - time.monotonic()
-        self.pause = Pause(
-            store, name, self.directory / "hosts", debugged=self.spec.local.debug is not None
-        )
+        self.pause = Pause(store, name, self.directory / "hosts", debugged=self.spec.local.debug is not None)
         self._unsaved: list[str] = []
 
     # ------------------------------------------------------------------- the whole

@@ -321,7 +321,9 @@ def test_what_changed_is_told(project: Callable[..., Project]) -> None:
     assert warmth(one.run())["why"] == "there was no warm host for it yet"
     (one.spec.parent / "code/requirements.txt").write_text("# nothing\n")
     second = one.run()
-    assert warmth(second)["why"] == "requirements.txt changed since the warm host was made", second.record.failure_reason
+    assert warmth(second)["why"] == "requirements.txt changed since the warm host was made", (
+        second.record.failure_reason
+    )
     assert warmth(one.run())["reused"]
     changed = one.run(environment={"OMP_NUM_THREADS": "1"})
     assert warmth(changed)["why"] == "OMP_NUM_THREADS in the environment changed since the warm host was made"
