@@ -62,12 +62,13 @@ class KeptFiles:
     def _pack(self, path: str, stream: IO[bytes], *, follow: bool, contents: bool) -> Report:
         try:
             seen, real, _ = self._resolve(path, follow=follow or contents or path.endswith("/"))
-            name = None if contents else PurePosixPath(os.path.normpath(path)).name or None
-            told = pack(str(real), stream, contents=contents, name=name)
         except RefusedError as error:
             return {"refused": str(error)}
-        except OSError as error:
-            return {"refused": f"{path}: {os.strerror(error.errno or 0).lower()}"}
+        name = None if contents else PurePosixPath(os.path.normpath(path)).name or None
+        try:
+            told = _as_seen(pack(str(real), stream, contents=contents, name=name), real, seen)
+        except RefusedError as error:
+            return _as_seen({"refused": str(error)}, real, seen)
         for target, _, _ in self._places:
             if target != seen and target.is_relative_to(seen):
                 told["skipped"] += 1
@@ -83,7 +84,7 @@ class KeptFiles:
         except RefusedError as error:
             return {"refused": str(error)}
         slash = "/" if path.endswith("/") else ""
-        return into(f"{real}{slash}", fill, kind)
+        return _as_seen(_into(f"{real}{slash}", fill, kind), real, seen)
 
     def _resolve(self, path: str, *, follow: bool) -> tuple[PurePosixPath, Path, bool]:
         """Where that path of the host is, there and here, and whether it may be written; `follow`: a link at
@@ -123,7 +124,14 @@ class KeptFiles:
         return None, False
 
 
-def into(path: str, fill: Fill, kind: Kind) -> Report:
+def _as_seen(told: Report, real: Path, seen: PurePosixPath) -> Report:
+    """The report with the host's paths instead of ours."""
+    if "refused" in told:
+        return {"refused": str(told["refused"]).replace(str(real), str(seen))}
+    return {**told, "why": [str(each).replace(str(real), str(seen)) for each in told["why"]]}
+
+
+def _into(path: str, fill: Fill, kind: Kind) -> Report:
     """Put the stream that `fill` writes at a path of this machine."""
     receive, send = os.pipe()
     sent: dict[str, Any] = {}

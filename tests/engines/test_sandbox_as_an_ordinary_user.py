@@ -78,7 +78,7 @@ def copy() -> Iterator[Path]:
         yield root
 
 
-@pytest.mark.parametrize("file", ["test_sandbox.py", "test_engine_contract.py"])
+@pytest.mark.parametrize("file", ["test_sandbox.py", "test_engine_contract.py", "test_enter.py"])
 def test_the_sandbox_works_for_an_ordinary_user(copy: Path, file: str) -> None:
     environment = {
         "PATH": "/usr/bin:/bin",

@@ -212,12 +212,20 @@ class DockerDoor:
             said.finish(show=True)
             return Ended(code=137, host_ended=True)
         code = int(state["ExitCode"] or 0) & 0xFF
-        if code in (126, 127) and said.complaint:
+        if code in (126, 127) and said.complaint and not state["Pid"]:
             said.finish(show=False)
             words = said.complaint.decode(errors="replace").strip()
             return Ended(code=127 if _NOT_FOUND.search(words) else 126, error=_WRAPPING.sub("", words))
         said.finish(show=True)
-        return Ended(code=code, host_ended=code == 137 and not self.runs)
+        return Ended(code=code, host_ended=code == 137 and self._ends())
+
+    def _ends(self) -> bool:
+        """Whether the container ends just now: its processes do so a moment before the daemon notices."""
+        for _ in range(10):
+            if not self.runs:
+                return True
+            time.sleep(0.05)
+        return False
 
     def _destination(self, path: str, kind: Kind) -> tuple[str, str | None]:
         """The directory to unpack in, and the name that the root gets."""

@@ -39,6 +39,7 @@ class SandboxDoor:
             self._entry["started"] is not None
             and self._entry["boot"] == _usage.boot()
             and _usage.start_time(self._pid) == self._entry["started"]
+            and not _usage.ending(self._pid)
         )
 
     @property

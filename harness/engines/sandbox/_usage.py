@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-__all__ = ["boot", "processes", "start_time", "totals"]
+__all__ = ["boot", "ending", "processes", "start_time", "totals"]
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _PROC = Path("/proc")
+_EXITING = 0x4
+"""PF_EXITING, among the flags of `stat`."""
 
 
 def processes(first: int) -> dict[int, list[bytes]]:
@@ -47,6 +49,15 @@ def start_time(pid: int) -> int | None:
         return int((_PROC / str(pid) / "stat").read_bytes().rpartition(b")")[2].split()[19])
     except OSError:
         return None
+
+
+def ending(pid: int) -> bool:
+    """Whether that process has ended, or is about to: process 1 of a namespace waits for all others first."""
+    try:
+        fields = (_PROC / str(pid) / "stat").read_bytes().rpartition(b")")[2].split()
+    except OSError:
+        return True
+    return fields[0] in (b"Z", b"X") or bool(int(fields[6]) & _EXITING)
 
 
 def boot() -> str:
