@@ -189,6 +189,7 @@ class _Session:
         assert isinstance(screen, _SharedScreen)
         home = Home.find()
         attendant = Attendant(home.job(record.name) / "hosts")
+        screen.write(*screen.wrap(self._difference()))
         if self._ranks > 1:
             screen.write(*screen.wrap(self._ranks_note()))
         if self._port is not None:
@@ -222,6 +223,10 @@ class _Session:
         who = f"rank {rank} of {self._ranks}" if self._ranks > 1 else "the script"
         what = "stands before its first line" if self._options.wait else "runs"
         return f"{who} {what}: attach to 127.0.0.1:{self._port.number}"
+
+    def _difference(self) -> str:
+        tools = "debugpy, its threads and two processes of it" if self._port is not None else "pdb"
+        return f"the script could tell by {tools}; its variables, paths, arguments and outputs are the same"
 
     def _ranks_note(self) -> str:
         return (

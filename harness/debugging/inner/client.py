@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 __all__ = ["begin"]
 
 
-def begin(files: Any, rank: int, words: Any) -> None:
+def begin(files: Any, rank: int, script: Any) -> None:
     """Listen, and with `wait` stand before the first line until an editor is attached.
 
     Ends the process with a sentence when debugpy can't run here or nobody comes.
     """
-    del words
+    del script
     config = files.config
     debugpy, port = _listen(files, config["debugpy"], tuple(config["debugpy_needs"]))
     sys.breakpointhook = debugpy.breakpoint
@@ -27,7 +27,19 @@ def begin(files: Any, rank: int, words: Any) -> None:
     _relay(files, rank, port)
     if config["wait"]:
         _await(debugpy, files, rank)
+    _see_uncaught(debugpy, files)
     files.go()
+
+
+def _see_uncaught(debugpy: Any, files: Any) -> None:
+    """Where pydevd traces, it looks for the outermost frame when it begins, and exceptions that leave the script's
+    own, which comes later, escape it. Where it uses sys.monitoring they don't."""
+    constants: Any = sys.modules.get("_pydevd_bundle.pydevd_constants")
+    if getattr(constants, "PYDEVD_USE_SYS_MONITORING", False):
+        return
+    tell = getattr(debugpy, "trigger_exception_handler", None)
+    if tell is not None:
+        files.on_uncaught(lambda value, traceback: tell((type(value), value, traceback)))
 
 
 def _listen(files: Any, place: str, needs: Any) -> Any:
@@ -109,17 +121,12 @@ def _await(debugpy: Any, files: Any, rank: int) -> None:
 def _forget_in_children() -> None:
     """A forked child, such as a worker of a DataLoader, has none of debugpy's threads: a breakpoint in it
     would stand for ever. So it runs without a debugger."""
-    if not hasattr(os, "register_at_fork"):
-        return
 
     def forget() -> None:
+        sys.breakpointhook = lambda *_, **__: None
+        sys.modules["pydevd"].settrace_forked(setup_tracing=False)
         sys.settrace(None)
         threading.settrace(None)
-        sys.breakpointhook = lambda *_, **__: None
-        try:
-            sys.modules["pydevd"].settrace_forked(setup_tracing=False)
-        except Exception:
-            pass  # it isn't traced any more, which is what matters
         monitoring = getattr(sys, "monitoring", None)
         if monitoring is not None and monitoring.get_tool(monitoring.DEBUGGER_ID) is not None:
             monitoring.set_events(monitoring.DEBUGGER_ID, 0)

@@ -176,6 +176,33 @@ class Files:
             time.sleep(_POLL)
         return ""
 
+    @staticmethod
+    def on_uncaught(stand: Callable[[BaseException, Any], None]) -> None:
+        """Call that when an exception ends this process, after its traceback went to the log.
+
+        A script may set an excepthook of its own: the audit event comes before whichever there is.
+        """
+        original = sys.excepthook
+        owner = os.getpid()
+        stood: list[bool] = []
+
+        def once(value: BaseException, traceback: Any) -> None:
+            if not stood and os.getpid() == owner and isinstance(value, Exception):
+                stood.append(True)
+                stand(value, traceback)
+
+        def hook(kind: Any, value: BaseException, traceback: Any) -> None:
+            original(kind, value, traceback)
+            sys.stderr.flush()
+            once(value, traceback)
+
+        def audit(event: str, arguments: Any) -> None:
+            if event == "sys.excepthook" and arguments[0] is not hook:
+                once(arguments[2], arguments[3])
+
+        sys.excepthook = hook
+        sys.addaudithook(audit)
+
 
 def start(argv: list[str] | None = None) -> None:
     """Begin to debug, if this is the process for it. Called once, before the first line of the user's.
@@ -204,9 +231,9 @@ def start(argv: list[str] | None = None) -> None:
             _await_go(files, rank)
         return
     if config["mode"] == "debugpy":
-        _load("client").begin(files, rank, words)
+        _load("client").begin(files, rank, words.script)
     else:
-        _load("terminal").begin(files, rank, words)
+        _load("terminal").begin(files, rank, words.script)
 
 
 def _load(name: str) -> Any:

@@ -13,7 +13,6 @@ import os
 import socket
 import sys
 import threading
-import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -88,24 +87,27 @@ class Messages:
             self._pause.set(False)
 
 
-def _serve(client: socket.socket, port: int, pause: Pause) -> None:
-    messages = Messages(pause)
-    try:
-        debugger = socket.create_connection(("127.0.0.1", port))
-    except OSError:
-        client.close()  # the program has ended
-        return
-    back = threading.Thread(target=_pump, args=(client, debugger, None), daemon=True)
-    back.start()
-    _pump(debugger, client, messages)
-    back.join()
-    pause.set(False)
-    for end in (client, debugger):
-        end.close()
+def _serve(client: socket.socket, port: int, pause: Pause, turn: threading.Lock) -> None:
+    """One editor at a time: one that comes while another is there, or is just being taken leave of, would never
+    be answered."""
+    with turn:
+        try:
+            debugger = socket.create_connection(("127.0.0.1", port))
+        except OSError:
+            client.close()  # the program has ended
+            return
+        there = threading.Thread(target=_pump, args=(client, debugger, None), daemon=True)
+        there.start()
+        _pump(debugger, client, Messages(pause))
+        pause.set(False)
+        _end(client, socket.SHUT_RDWR)
+        there.join()
+        for end in (client, debugger):
+            end.close()
 
 
 def _pump(source: socket.socket, target: socket.socket, messages: Messages | None) -> None:
-    """Until `source` has no more; then neither end can say or hear anything any more."""
+    """Until `source` has no more to say, which `target` is told."""
     try:
         while True:
             data = source.recv(65536)
@@ -116,11 +118,14 @@ def _pump(source: socket.socket, target: socket.socket, messages: Messages | Non
             target.sendall(data)
     except OSError:
         pass  # one of them is gone: the same as its end
-    for end in (source, target):
-        try:
-            end.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass
+    _end(target, socket.SHUT_WR)
+
+
+def _end(connection: socket.socket, how: int) -> None:
+    try:
+        connection.shutdown(how)
+    except OSError:
+        pass  # it has ended
 
 
 def _born(pid: int) -> bytes | None:
@@ -153,6 +158,7 @@ def main() -> None:
     os.dup2(0, 2)
     born = _born(program)
     pause = Pause(os.path.join(place, "paused"))
+    turn = threading.Lock()
     listener.settimeout(_POLL)
     while born is not None and _born(program) == born:
         try:
@@ -160,8 +166,7 @@ def main() -> None:
         except TimeoutError:
             continue
         client.setblocking(True)
-        threading.Thread(target=_serve, args=(client, port, pause), daemon=True).start()
-        time.sleep(0)
+        threading.Thread(target=_serve, args=(client, port, pause, turn), daemon=True).start()
     os._exit(0)
 
 

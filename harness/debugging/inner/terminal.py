@@ -79,7 +79,7 @@ class Console:
 
     def open(self) -> str:
         """Get the terminal, unless we have it: "". Else why there is none."""
-        if self._lost or self._owner != os.getpid():
+        if self.without:
             return "it has no terminal"
         if self._connection is not None:
             return ""
@@ -102,7 +102,6 @@ class Console:
             finally:
                 os.unlink(path)
         if why:
-            self._lost = True
             return why
         self._take(found[0])
         return ""
@@ -153,6 +152,11 @@ class Console:
             return False
         except OSError:
             return True
+
+    @property
+    def without(self) -> bool:
+        """It was lost, or this is a child of the process that has it: there will be none."""
+        return self._lost or self._owner != os.getpid()
 
     def lose(self) -> None:
         self._lost = True
@@ -217,6 +221,8 @@ def _line_editor(reading: int, writing: int, term: str) -> Callable[[str], str]:
     free.restype, free.argtypes = None, [ctypes.c_void_p]
 
     def read(prompt: str) -> str:
+        if not os.isatty(reading):
+            return ""  # hung up; readline's stand-in would write the prompt into the log
         found = edit(streams[0], streams[1], prompt.encode("utf-8", "replace"))
         if not found:
             raise KeyboardInterrupt
@@ -268,8 +274,9 @@ class Debugger(pdb.Pdb):
                 self.console.files.go()
 
     def _go_without(self, why: str) -> None:
-        self.console.lose()
-        self.console.files.say("rank %d goes on without a debugger: %s" % (self.console.rank, why))
+        if not self.console.without:
+            self.console.lose()
+            self.console.files.say("rank %d goes on without a debugger: %s" % (self.console.rank, why))
         self.clear_all_breaks()
         self.set_continue()
         sys.settrace(None)
@@ -328,7 +335,7 @@ class Debugger(pdb.Pdb):
         sys.settrace(self.trace_dispatch)
         return self.trace_dispatch
 
-    def stand_at(self, traceback: TracebackType | None, value: BaseException) -> None:
+    def stand_at(self, value: BaseException, traceback: TracebackType | None) -> None:
         """Post mortem, at the frame that raised."""
         if traceback is None:
             return
@@ -364,7 +371,7 @@ def _complete_with(debugger: Debugger) -> None:
         readline.parse_and_bind("tab: complete")
 
 
-def begin(files: Any, rank: int, words: Any) -> None:
+def begin(files: Any, rank: int, script: str | None) -> None:
     """See to it that breakpoint(), an uncaught exception and, with `wait`, the first line stop."""
     console = Console(files, rank)
     debugger = Debugger(console)
@@ -379,10 +386,10 @@ def begin(files: Any, rank: int, words: Any) -> None:
                     % (rank, why)
                 )
             files.resume()
-            _stop_at_first_line(debugger, words.script)
+            _stop_at_first_line(debugger, script)
         else:
             files.go()
-    _take_exceptions(debugger)
+    files.on_uncaught(debugger.stand_at)
     os.register_at_fork(after_in_child=_forget)
 
 
@@ -411,31 +418,6 @@ def _stop_at_first_line(debugger: Debugger, script: str | None) -> None:
         return debugger.begin_at(frame)
 
     sys.settrace(first)
-
-
-def _take_exceptions(debugger: Debugger) -> None:
-    """The traceback goes to the log first, as ever. A script may set an excepthook of its own: the audit event
-    comes before whichever there is."""
-    original = sys.excepthook
-    stood: list[bool] = []
-
-    def stand(value: BaseException, traceback: TracebackType | None) -> None:
-        if not stood and os.getpid() == debugger.console._owner:
-            stood.append(True)
-            debugger.stand_at(traceback, value)
-
-    def hook(kind: Any, value: BaseException, traceback: TracebackType | None) -> None:
-        original(kind, value, traceback)
-        sys.stderr.flush()
-        if not issubclass(kind, KeyboardInterrupt):
-            stand(value, traceback)
-
-    def audit(event: str, arguments: Any) -> None:
-        if event == "sys.excepthook" and arguments[0] is not hook and isinstance(arguments[2], Exception):
-            stand(arguments[2], arguments[3])
-
-    sys.excepthook = hook
-    sys.addaudithook(audit)
 
 
 def _forget() -> None:
