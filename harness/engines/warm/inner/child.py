@@ -38,8 +38,10 @@ _HANDLED = frozenset({b"PYTHONPATH", b"PYTHONUNBUFFERED", b"OMP_NUM_THREADS", b"
 """Set right here; and PATH, to which the toolkit adds: modules only look there for programs."""
 _THREADS = b"OMP_NUM_THREADS"
 _SITE = ("sitecustomize", "usercustomize")
-_BLAS_SETTERS = ("openblas_set_num_threads", "openblas_set_num_threads64_")
-_BLAS_SETTERS += tuple("scipy_" + name for name in _BLAS_SETTERS)
+_BLAS_SETTERS = (
+    *("openblas_set_num_threads", "openblas_set_num_threads64_"),
+    *("scipy_openblas_set_num_threads", "scipy_openblas_set_num_threads64_"),
+)
 _DOOR = 250
 """The descriptor, in a process that starts scripts, that leads to the keeper."""
 
@@ -70,7 +72,7 @@ def become(zygote: Zygote, connection: Any) -> None:
     request = _Request(zygote, connection, wanted, descriptors)
     try:
         request.take()
-    except command.Refused as error:
+    except command.RefusedError as error:
         request.refuse(str(error))
     except BaseException as error:
         request.refuse("the preloaded interpreter failed (%s: %s)" % (type(error).__name__, error))
@@ -94,15 +96,15 @@ class _Request:
         words = command.Command(self._argv)
         executable = request["executable"]
         if not command.is_same_python(executable):
-            raise command.Refused("it is another Python")
+            raise command.RefusedError("it is another Python")
         self._check_environment()
         self._check_customisation()
         self._process()
         os.fchdir(self._descriptors[-1])
         try:
             zygote.program.set(script=words.script, module=words.module)
-        except program.Unsuitable as error:
-            raise command.Refused(str(error)) from error
+        except program.UnsuitableError as error:
+            raise command.RefusedError(str(error)) from error
         threads = environment.get(_THREADS)
         if threads != zygote.started.get(_THREADS):
             self._set_threads(threads)
@@ -137,7 +139,9 @@ class _Request:
                 continue
             counts = key in reads or key in _NAMES or (key.startswith(_STARTS) and not key.startswith(_LATER))
             if counts and zygote.started.get(key) != now.get(key):
-                raise command.Refused("%s is not as it was when the modules were imported" % os.fsdecode(key))
+                raise command.RefusedError(
+                    "%s is not as it was when the modules were imported" % os.fsdecode(key)
+                )
 
     def _check_customisation(self) -> None:
         """A sitecustomize of the run's own PYTHONPATH would have run; the debugger's is called instead."""
@@ -150,20 +154,22 @@ class _Request:
                 if os.path.isfile(os.path.join(entry, name + ".py")) or os.path.isdir(
                     os.path.join(entry, name)
                 ):
-                    raise command.Refused("there is a %s in %s" % (name, entry))
+                    raise command.RefusedError("there is a %s in %s" % (name, entry))
 
     def _set_threads(self, threads: bytes | None) -> None:
         """What OMP_NUM_THREADS would have done when the libraries were loaded; torchrun sets it."""
         text = "" if threads is None else os.fsdecode(threads).strip()
         if not text.isdigit() or int(text) < 1:
-            raise command.Refused("OMP_NUM_THREADS is not as it was when the modules were imported")
+            raise command.RefusedError("OMP_NUM_THREADS is not as it was when the modules were imported")
         torch = sys.modules.get("torch")
         if torch is not None:
             torch.set_num_threads(int(text))
         else:
             with open("/proc/self/maps", "rb") as file:
                 if b"gomp" in file.read():
-                    raise command.Refused("OMP_NUM_THREADS is not as it was when the modules were imported")
+                    raise command.RefusedError(
+                        "OMP_NUM_THREADS is not as it was when the modules were imported"
+                    )
         for library in program.loaded("openblas"):
             for name in _BLAS_SETTERS:
                 setter = getattr(library, name, None)
@@ -188,14 +194,14 @@ class _Request:
         if set(request["cpus"]) != os.sched_getaffinity(0):
             os.sched_setaffinity(0, request["cpus"])
         if (os.getuid(), os.getgid()) != tuple(request["user"]):
-            raise command.Refused("it runs as another user")
+            raise command.RefusedError("it runs as another user")
 
     def _place_descriptors(self) -> None:
         """Put what came along where it belongs, and the connection out of its way."""
         connection = self._connection
         zygote, targets, received = self._zygote, self._request["descriptors"], self._descriptors
         if not {0, 1, 2} <= set(targets):
-            raise command.Refused("a standard stream is closed")
+            raise command.RefusedError("a standard stream is closed")
         ours = {connection.fileno(), zygote.control.fileno(), *received}
         for target in targets:
             if target > 2 and target not in ours:
@@ -203,7 +209,7 @@ class _Request:
                     os.fstat(target)
                 except OSError:
                     continue
-                raise command.Refused("descriptor %d is in use by an imported module" % target)
+                raise command.RefusedError("descriptor %d is in use by an imported module" % target)
         base = max(*ours, *targets, _DOOR) + 1
         self._connection = wire.wrap(os.dup2(connection.fileno(), base, inheritable=False))
         high = [
@@ -260,11 +266,11 @@ class _Request:
                 _open_stream(number, name, unbuffered)
 
     def _renew_chance(self) -> None:
-        """What modules took from chance, the clock or the working directory when they were imported.
+        """What modules took from chance, the clock, the process or its directory when they were imported.
 
         `random` seeds itself after a fork.
         """
-        modules = sys.modules
+        modules: dict[str, Any] = sys.modules
         tempfile = modules.get("tempfile")
         if tempfile is not None:
             tempfile.tempdir = None
@@ -272,10 +278,16 @@ class _Request:
         numpy = modules.get("numpy.random")
         if numpy is not None:
             numpy.seed()
+        torch = modules.get("torch")
+        if torch is not None:
+            torch.default_generator.seed()
         process = modules.get("multiprocessing.process")
         if process is not None:
             process.ORIGINAL_DIR = os.getcwd()
             process.current_process()._config["authkey"] = process.AuthenticationString(os.urandom(32))
+        threading = modules.get("threading")
+        if threading is not None:
+            threading.main_thread()._set_native_id()
         logging = modules.get("logging")
         if logging is not None:
             whole = isinstance(logging._startTime, int)
@@ -294,12 +306,12 @@ def _open_stream(descriptor: int, name: str, unbuffered: bool) -> None:
     old = getattr(sys, name)
     writes = descriptor > 0
     plain = unbuffered and writes
-    buffer = _io.open(descriptor, "wb" if writes else "rb", 0 if plain else -1, closefd=False)
+    buffer: Any = _io.open(descriptor, "wb" if writes else "rb", 0 if plain else -1, closefd=False)
     raw = buffer if plain else buffer.raw
     raw.name = "<%s>" % name
     terminal = raw.isatty()
     lines = not plain and (terminal or (descriptor == 2 and sys.version_info >= (3, 9)))
-    stream = _io.TextIOWrapper(
+    stream: Any = _io.TextIOWrapper(
         buffer,
         encoding=old.encoding,
         errors=old.errors,
@@ -317,7 +329,8 @@ def _call_hook(path: str, argv: list[str]) -> None:
     from importlib.util import module_from_spec, spec_from_file_location
 
     spec = spec_from_file_location("_harness_debug", path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
     module.start(argv)

@@ -9,19 +9,19 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Command", "Refused", "find", "is_launcher", "is_same_python", "unfold"]
+__all__ = ["Command", "RefusedError", "find", "is_launcher", "is_same_python", "unfold"]
 
 _LAUNCHERS = frozenset({"torch.distributed.run", "torch.distributed.launch"})
 _LAUNCHER_SCRIPTS = frozenset({"torchrun"})
 _SHEBANG = 256
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """The command has to be started the ordinary way; the text says why."""
 
 
 class Command:
-    """A Python command line, read. Raises Refused for what only a new process can do."""
+    """A Python command line, read. Raises RefusedError for what only a new process can do."""
 
     def __init__(self, argv: list[str]) -> None:
         self.argv = argv
@@ -38,11 +38,11 @@ class Command:
                 words.insert(0, word)
                 break
             if word.startswith("--"):
-                raise Refused("Python is started with " + word)
+                raise RefusedError("Python is started with " + word)
             if self._options(word[1:], words):
                 return
         if not words or words[0] == "-":
-            raise Refused("Python is started without a script")
+            raise RefusedError("Python is started without a script")
         self.script, self.arguments = words[0], words[1:]
 
     def _options(self, letters: str, words: list[str]) -> bool:
@@ -55,7 +55,7 @@ class Command:
                 self.arguments = words
                 return True
             else:
-                raise Refused("Python is started with -" + letter)
+                raise RefusedError("Python is started with -" + letter)
         return False
 
 
@@ -63,7 +63,7 @@ def is_launcher(argv: list[str]) -> bool:
     """Whether this Python command line starts other Python scripts: torchrun."""
     try:
         command = Command(argv)
-    except Refused:
+    except RefusedError:
         return False
     if command.script is not None:
         return os.path.basename(command.script) in _LAUNCHER_SCRIPTS

@@ -76,10 +76,11 @@ class Interpreters:
         tools: tuple[Sequence[str], Sequence[str]] | None,
         *,
         patience: float,
+        why: str | None,
         changed: Callable[[], None],
     ) -> None:
-        """`tools`: see `tools_of`. `patience`: seconds that one module may take. `changed`: called when
-        `settled` may have changed."""
+        """`tools`: see `tools_of`. `patience`: seconds that one module may take. `why`: why there shall be no
+        preloaded interpreter. `changed`: called when `settled` may have changed."""
         self._wanted = list(dict.fromkeys(preload))
         self._tools = list(tools[0]) if tools else []
         self._beside = list(tools[1]) if tools else []
@@ -95,7 +96,7 @@ class Interpreters:
         self.preloaded: list[str] = []
         self.excluded: dict[str, str] = {}
         """Module → why it isn't preloaded."""
-        self.why: str | None = None
+        self.why = why
         """Why there is none, for good."""
         self._unfit = {
             name: reason
@@ -142,6 +143,8 @@ class Interpreters:
     def start(self) -> None:
         """Begin anew, without what turned out to be unfit."""
         self.stop()
+        if self.why is not None:
+            return
         self._starts += 1
         self.preloaded = []
         self.excluded = dict(self._unfit)
@@ -322,7 +325,7 @@ def tools_of(argv: Sequence[str], environment: Mapping[str, str]) -> tuple[list[
         return None
     try:
         script = command.Command(line).script
-    except command.Refused:
+    except command.RefusedError:
         return None
     if script is None:
         return None

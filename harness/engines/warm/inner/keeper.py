@@ -75,9 +75,9 @@ class Keeper:
         first = os.getpid() == 1
         if not first:
             _adopt_orphans()
-        # Where we aren't process 1, /tmp is that of the machine.
-        self._places = cleaning.Places(config.get("clean", _PLACES if first else ()))
-        self._first = first
+        # Elsewhere than in a host, /tmp is that of the machine.
+        self._in_host = first and io == _IO
+        self._places = cleaning.Places(config.get("clean", _PLACES if self._in_host else ()))
         self._group = os.getpgrp()
         self._door, self._inner_door = wire.pair()
         self._wake, inside = os.pipe()
@@ -102,6 +102,7 @@ class Keeper:
             config.get("preload", ()),
             tools_of(config.get("argv", ()), self._environment),
             patience=float(config.get("timeout", _PATIENCE)),
+            why=None if config.get("forks", True) else "it was asked for that nothing is preloaded",
             changed=self._changed,
         )
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -318,7 +319,7 @@ class Keeper:
         self._early.clear()
         self._first_requests.clear()
         self._drain()
-        if self._first:
+        if self._in_host:
             cleaning.remove_ipc()
         unclean = self._places.reset() or unclean
         status = run.status

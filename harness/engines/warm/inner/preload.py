@@ -43,30 +43,43 @@ class State:
 
 
 class Reads:
-    """Which environment variables Python code asks for inside the `with`, and what it finds."""
+    """Which environment variables Python code asks for inside the `with`, and what it finds.
+
+    Who copies them all asks for none.
+    """
 
     def __init__(self) -> None:
         self.found: dict[bytes, bytes | None] = {}
 
     def __enter__(self) -> Reads:
         cls = type(os.environ)
-        self._cls, self._original = cls, cls.__getitem__
-        found, original = self.found, self._original
+        self._cls, self._original = cls, (cls.__getitem__, cls.__iter__)
+        found = self.found
+        getitem, iterate = self._original
+        copied = None
 
-        def getitem(self, key):  # type: ignore[no-untyped-def]
+        def recording(self, key):  # type: ignore[no-untyped-def]
             try:
-                value = original(self, key)
+                value = getitem(self, key)
             except KeyError:
                 found.setdefault(os.fsencode(key), None)
                 raise
-            found.setdefault(os.fsencode(key), os.fsencode(value))
+            if key is not copied:
+                found.setdefault(os.fsencode(key), os.fsencode(value))
             return value
 
-        cls.__getitem__ = getitem  # type: ignore[method-assign]
+        def noting(self):  # type: ignore[no-untyped-def]
+            nonlocal copied
+            for key in iterate(self):
+                copied = key
+                yield key
+
+        cls.__getitem__ = recording  # type: ignore[method-assign]
+        cls.__iter__ = noting  # type: ignore[method-assign]
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._cls.__getitem__ = self._original  # type: ignore[method-assign]
+        self._cls.__getitem__, self._cls.__iter__ = self._original  # type: ignore[method-assign]
 
 
 def load(name: str, pause: Callable[[float], None]) -> tuple[str, str]:

@@ -18,7 +18,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Program", "Unsuitable", "loaded"]
+__all__ = ["Program", "UnsuitableError", "loaded"]
 
 _STRUCTURE = 1 << 20
 """How far into the interpreter's state the configuration is looked for."""
@@ -30,7 +30,7 @@ _PR_SET_MM = 35
 _PR_SET_MM_MAP = 14
 
 
-class Unsuitable(Exception):
+class UnsuitableError(Exception):
     """This Python is not as we know it."""
 
 
@@ -38,7 +38,7 @@ class Program:
     """The slots for module and script, and the memory that /proc shows as command line and environment."""
 
     def __init__(self, name: str) -> None:
-        """Raises Unsuitable. `name`: the placeholder."""
+        """Raises UnsuitableError. `name`: the placeholder."""
         self._libc = ctypes.CDLL(None, use_errno=True)
         self._room = len(name)
         memory = os.open("/proc/self/mem", os.O_RDONLY | os.O_CLOEXEC)
@@ -52,7 +52,7 @@ class Program:
         self._shown = self._look_at_what_is_shown()
 
     def set(self, *, script: str | None, module: str | None) -> None:
-        """What comes after `import site`. Raises Unsuitable, with nothing done, when a name is too long."""
+        """What comes after `import site`. Raises UnsuitableError, with nothing done, when a name is too long."""
         shown = script if script is not None else "-m"
         if script is not None and sys.version_info >= (3, 9) and not script.startswith("/"):
             # As `config_run_filename_abspath` does when it is not yet too late for it.
@@ -60,7 +60,7 @@ class Program:
         runs = script if script is not None else module
         assert runs is not None
         if max(len(runs), len(shown)) > self._room:
-            raise Unsuitable("the script's name is too long")
+            raise UnsuitableError("the script's name is too long")
         _write_wide(self._filename, runs)
         _write_wide(self._first, shown)
         if module is not None:
@@ -138,7 +138,7 @@ def _look(memory: int, name: str) -> tuple[int, int, int]:
         state += part
         if len(part) < 65536:
             break
-    words = memoryview(state[: len(state) // _WORD * _WORD]).cast("N")
+    words = memoryview(state[: len(state) // _WORD * _WORD]).cast("L")  # a long is a word on Linux
     pattern = b"".join(ord(letter).to_bytes(_WIDE, sys.byteorder) for letter in name) + bytes(_WIDE)
     head = pattern[:64]
 
@@ -157,7 +157,7 @@ def _look(memory: int, name: str) -> tuple[int, int, int]:
             if words[place - 1] or words[place - 2]:
                 break
             return start + place * _WORD, word, lists[0][1]
-    raise Unsuitable("this Python's configuration is not where it is looked for")
+    raise UnsuitableError("this Python's configuration is not where it is looked for")
 
 
 def _peek(memory: int, address: int, size: int) -> bytes:

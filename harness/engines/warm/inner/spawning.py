@@ -16,7 +16,7 @@ from . import command, requirements, wire
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from typing import Any, NoReturn
 
 __all__ = ["exit_like", "install", "request_of"]
@@ -99,12 +99,12 @@ class _Spawner:
         spawner = self
 
         def _execute_child(popen, *arguments):  # type: ignore[no-untyped-def]
-            given = dict(zip(names, arguments))  # noqa: B905  # Python 3.8
+            given = dict(zip(names, arguments))
             if not spawner._popen(popen, given):
                 original(popen, *given.values())
 
         subprocess.Popen._execute_child = _execute_child  # type: ignore[attr-defined]
-        subprocess._USE_POSIX_SPAWN = False  # type: ignore[attr-defined]
+        subprocess._USE_POSIX_SPAWN = False  # type: ignore[misc]
         spawn = os.posix_spawnp
 
         def posix_spawnp(path, argv, env, **options):  # type: ignore[no-untyped-def]
@@ -127,14 +127,14 @@ class _Spawner:
         argv = given["args"]
         argv = [argv] if isinstance(argv, (str, bytes)) or hasattr(argv, "__fspath__") else list(argv)
         environment = os.environ if given["env"] is None else given["env"]
-        group = given.get("process_group", -1)
+        group = given.get("process_group")
         program = None
         if plain and argv:
             program = self._find(given["executable"] or argv[0], argv, environment, environment, given["cwd"])
         if program is None:
+            # Python 3.11 and newer: before, such children are in this process's group.
             if self._group is not None and group == -1 and not given["start_new_session"]:
-                if "process_group" in given:  # Python 3.11
-                    given["process_group"] = self._group
+                given["process_group"] = self._group
             return False
         ends = [(given["p2cread"], 0), (given["c2pwrite"], 1), (given["errwrite"], 2)]
         setup = _Setup(
@@ -190,7 +190,7 @@ class _Spawner:
         program = _Program(path=path, words=words, line=line, environment=variables)
         try:
             module = command.Command(line).module
-        except command.Refused as error:
+        except command.RefusedError as error:
             program.cold = str(error)
             return program
         if module == "pip":

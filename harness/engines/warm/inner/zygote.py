@@ -43,7 +43,7 @@ def main(site: str, before: set[str]) -> bool:
     customised = _customise()
     try:
         found = program.Program(sys.argv[0])
-    except program.Unsuitable as error:
+    except program.UnsuitableError as error:
         wire.send(control, {"unsuitable": str(error)})
         os._exit(0)
     Zygote(control, found, base).serve()
