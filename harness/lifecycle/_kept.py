@@ -20,7 +20,7 @@ __all__ = ["kept_host"]
 
 _SLEEP: Final = ("sleep", "2147483647")
 """What process 1 does instead of the script; any image with a shell has it."""
-_PATIENCE: Final = 5.0
+_PATIENCE: Final = 2.0
 """Seconds that the job's supervisor gets to end after its job."""
 
 
