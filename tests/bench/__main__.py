@@ -81,7 +81,7 @@ TABLE = (
         run=loop_rows.watch,
     ),
     Row(
-        what="sandbox, 100 warm runs in a row: 91st–100th, against 2nd–11th",
+        what="sandbox, warm: the 101st to 110th run, against a new host",
         reach="1×, no growth",
         run=loop_rows.hundred,
     ),

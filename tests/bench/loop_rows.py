@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 
+from harness.model import JsonObject
 from tests.bench import rows
 from tests.bench.rows import HARNESS, Measured
 
@@ -82,19 +83,23 @@ def watch(place: Path, runs: int) -> Measured:
 
 
 def hundred(place: Path, runs: int) -> Measured:
-    """A hundred warm runs in a row: the last ten beside the second to eleventh, and what grew between them."""
+    """A hundred warm runs in a row: what grew between the tenth and the last; then ten more, in turn with the second
+    to eleventh of a new host."""
     del runs
-    spec = rows.project(place, IMPORTED, engine="sandbox")
+    spec = rows.project(place / "old", IMPORTED, engine="sandbox")
+    fresh = rows.project(place / "new", IMPORTED, engine="sandbox")
     measured = Measured(unit="s", compare="ratio")
-    took: list[float] = []
     with _warmed(place, spec):
-        for number in range(1, HUNDRED + 1):
-            took.append(_warm_line(place, spec, f"warm-{number}")[0])
-            if number == 11:
-                before = _weigh(place)
-        after = _weigh(place)
-    measured.theirs, measured.ours = took[1:11], took[-10:]
-    measured.note = "grew: " + ", ".join(f"{what} {after[what] - before[what]:+,d}" for what in before)
+        for number in range(1, HUNDRED):
+            _warm_line(place, spec, f"warm-{number}")
+            if number == 10:
+                before = _weigh(place, spec)
+        after = _weigh(place, spec)
+        measured.note = "grew: " + ", ".join(f"{what} {after[what] - before[what]:+,d}" for what in before)
+        with _warmed(place, fresh):
+            for number in range(10):
+                measured.ours.append(_warm_line(place, spec, f"old-{number}")[0])
+                measured.theirs.append(_warm_line(place, fresh, f"new-{number}")[0])
     return measured
 
 
@@ -103,12 +108,12 @@ def hundred(place: Path, runs: int) -> Measured:
 
 @contextlib.contextmanager
 def _warmed(place: Path, spec: Path) -> Iterator[None]:
-    """With a warm host for the spec, which is gone afterwards."""
+    """With a warm host for the spec; afterwards there is none."""
     try:
         rows.whole([HARNESS, "run", "--warm", str(spec)], rows.home(place))
         yield
     finally:
-        rows.whole([HARNESS, "gc", "--all"], rows.home(place))
+        rows.whole([HARNESS, "gc"], rows.home(place))
 
 
 def _warm_line(place: Path, spec: Path, name: str) -> tuple[float, float]:
@@ -129,23 +134,33 @@ def _warm_line(place: Path, spec: Path, name: str) -> tuple[float, float]:
     return whole, started + whole - job.training_start
 
 
-def _weigh(place: Path) -> Mapping[str, int]:
+def _weigh(place: Path, spec: Path) -> Mapping[str, int]:
     """What the process that keeps the host, and the host's own processes, hold between two runs."""
-    keeper = psutil.Process(_idle_keeper(place))
+    kept = _idle(place, spec)
+    keeper = psutil.Process(kept["pid"])
     family = [keeper, *keeper.children(recursive=True)]
-    warm = place / "home/warm"
+    warm = place / "home/warm" / kept["id"]
     return {
-        "KiB of memory": sum(process.memory_full_info().uss for process in family) >> 10,
+        "KiB of memory": sum(_own_kib(process.pid) for process in family),
         "descriptors": sum(process.num_fds() for process in family),
         "processes": len(family),
         "threads": sum(process.num_threads() for process in family),
-        "mounts": max(len(Path(f"/proc/{p.pid}/mountinfo").read_text().splitlines()) for p in family),
+        "mounts": max(len(Path(f"/proc/{p.pid}/mountinfo").read_text().splitlines()) for p in family[1:]),
         "KiB on disk": sum(path.lstat().st_blocks for path in warm.rglob("*")) >> 1,
     }
 
 
-def _idle_keeper(place: Path) -> int:
-    """The process that keeps the one warm host there is, once that is idle."""
+def _own_kib(pid: int) -> int:
+    """Memory that no file is behind; of what was shared by a fork, the process's part."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("Pss_Anon:"))
+
+
+def _idle(place: Path, spec: Path) -> JsonObject:
+    """What is told of the spec's warm host, once that is idle."""
+    from harness.home import Home
+    from harness.store import Store
+
     deadline = time.monotonic() + _PATIENCE
     while True:
         done = subprocess.run(
@@ -155,11 +170,13 @@ def _idle_keeper(place: Path) -> int:
             check=True,
             env=rows.surroundings(rows.home(place)),
         )
-        (kept,) = json.loads(done.stdout)["warm"]
-        if kept["state"] == "idle":
-            return int(kept["pid"])
+        with Store(Home(place / "home")) as store:
+            for kept in json.loads(done.stdout)["warm"]:
+                origin = store.job(kept["first_job"]).spec["origin"]
+                if kept["state"] == "idle" and Path(origin) == spec:
+                    return dict(kept)
         if time.monotonic() > deadline:
-            raise AssertionError(f"the warm host is {kept['state']} for ever")
+            raise AssertionError(f"no idle warm host of {spec}")
         time.sleep(0.1)
 
 
