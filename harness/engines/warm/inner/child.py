@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from .zygote import Zygote
 
-__all__ = ["become", "hide", "kind", "search_path"]
+__all__ = ["become", "customise", "hide", "kind", "search_path"]
 
 _PLACE = sys.modules[PACKAGE]
 
@@ -63,15 +63,15 @@ def search_path(base: list[str], pythonpath: str | None) -> list[str]:
     return list(dict.fromkeys([*found, *base]))
 
 
-def become(zygote: Zygote, connection: Any) -> None:
-    """Read the request, and come back as the process that it asks for; or refuse, and end."""
+def become(zygote: Zygote, connection: Any) -> list[str]:
+    """Read the request, and come back as the process that it asks for, with its command line; or refuse, and end."""
     try:
         wanted, descriptors = wire.receive_stream(connection)
     except EOFError:
         os._exit(0)  # who asked is gone
     request = _Request(zygote, connection, wanted, descriptors)
     try:
-        request.take()
+        return request.take()
     except command.RefusedError as error:
         request.refuse(str(error))
     except BaseException as error:
@@ -91,7 +91,7 @@ class _Request:
         self._argv: list[str] = request["argv"]
         self._environment: dict[bytes, bytes] = dict(entry.split(b"=", 1) for entry in request["environment"])
 
-    def take(self) -> None:
+    def take(self) -> list[str]:
         zygote, request, environment = self._zygote, self._request, self._environment
         words = command.Command(self._argv)
         executable = request["executable"]
@@ -117,11 +117,9 @@ class _Request:
         )
         if request["spawns"]:
             self._let_spawn()
-        hook = os.environ.get("HARNESS_HOOK")
         wire.send_stream(self._connection, {"ok": os.getpid()})
         self._connection.close()
-        if hook:
-            _call_hook(hook, self._argv)
+        return self._argv
 
     def refuse(self, why: str) -> NoReturn:
         try:
@@ -246,6 +244,12 @@ class _Request:
 
     def _set_python(self, words: command.Command, executable: str) -> None:
         zygote = self._zygote
+        # What was frozen (see `Zygote.serve`) is never collected, and a script's own names must be.
+        old = sys.modules["__main__"]
+        main = type(sys)("__main__")
+        main.__dict__.update(old.__dict__)
+        for name in [name for name, module in sys.modules.items() if module is old]:
+            sys.modules[name] = main
         path = self._environment.get(b"PYTHONPATH")
         entries = search_path(zygote.base, None if path is None else os.fsdecode(path))
         front = [entry for before, entry in zygote.added if before and entry not in entries]
@@ -324,8 +328,11 @@ def _open_stream(descriptor: int, name: str, unbuffered: bool) -> None:
     setattr(sys, "__%s__" % name, stream)
 
 
-def _call_hook(path: str, argv: list[str]) -> None:
+def customise(argv: list[str]) -> None:
     """What the debugger's sitecustomize does in a new process."""
+    path = os.environ.get("HARNESS_HOOK")
+    if not path:
+        return
     from importlib.util import module_from_spec, spec_from_file_location
 
     spec = spec_from_file_location("_harness_debug", path)

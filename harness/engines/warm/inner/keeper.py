@@ -140,10 +140,8 @@ class Keeper:
         poll = select.poll()
         for number in watched:
             poll.register(number, select.POLLIN)
-        for number, _ in poll.poll(self._wait()):
+        for number, _ in poll.poll(self._wait())[:1]:  # what else was watched may be another's by then
             watched[number]()
-            if number != self._wake:
-                break  # what was watched may be closed by now
         interpreters.look()
         if self._run is None and time.monotonic() >= self._quiet_since + _IDLE:
             interpreters.idle()

@@ -46,7 +46,13 @@ def main(site: str, before: set[str]) -> bool:
     except program.UnsuitableError as error:
         wire.send(control, {"unsuitable": str(error)})
         os._exit(0)
-    Zygote(control, found, base).serve()
+    zygote = Zygote(control, found, base)
+    try:
+        line = zygote.serve()
+    except (EOFError, OSError) as error:
+        print("ZZ", os.getpid(), repr(error), file=sys.stderr, flush=True)
+        os._exit(0)  # the keeper is gone, or wants another
+    child.customise(line)
     return customised
 
 
@@ -113,17 +119,17 @@ class Zygote:
         ]
         wire.send(self.control, {"ready": [entry for entry in sys.path if os.path.isdir(entry)]})
 
-    def serve(self) -> None:
-        """Fork for each request until the keeper is gone; comes back in a child that became its request."""
+    def serve(self) -> list[str]:
+        """Fork for each request until the keeper is gone.
+
+        Comes back in a child that became what was asked for, with its command line.
+        """
         while True:
             gc.collect()
             # For good: a collection in a child would copy every page that holds an object's head, and its
             # end, which is a collection, would take as long as that of a process that imported everything.
             gc.freeze()
-            try:
-                message, descriptors = wire.receive(self.control)
-            except EOFError:
-                os._exit(0)
+            message, descriptors = wire.receive(self.control)
             if "load" in message:
                 self.load(message["load"], message["beside"])
                 continue
@@ -138,8 +144,7 @@ class Zygote:
                 wire.send(self.control, {"pid": os.getpid()})
                 continue
             wire.send(self.control, {"child": message["fork"], "pid": os.getpid()})
-            child.become(self, wire.wrap(descriptors[0]))
-            return
+            return child.become(self, wire.wrap(descriptors[0]))
 
 
 def _fork_twice() -> bool:
