@@ -3,7 +3,7 @@
 Run cold and warm by test_warm_inner.py; both must print the same, but for what the test lists.
 """
 
-# ruff: noqa: PTH, E402, UP031, SIM105, C416  (a script is written like that)
+# A script is written like that: the imports come after a look at what is there.
 
 import sys
 
