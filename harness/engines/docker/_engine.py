@@ -142,7 +142,7 @@ class DockerEngine:
         code = launch.ml / "code"
         baked = not code.is_dir() or not any(code.iterdir())
         return Keeping(
-            refusal="the script is in the image, not in source_dir" if baked else None,
+            refusal="its code is in the image, or unpacked only in the host" if baked else None,
             facts={"image": found["Id"], "Docker daemon": self._daemon.address},
             command=(*own, *launch.command),
             python="python3",

@@ -27,6 +27,7 @@ from harness.model import HostLaunch, Mount
 __all__ = ["Expectation", "WarmEngine", "clean_up"]
 
 _ML: Final = PurePosixPath("/opt/ml")
+_CODE_CHANNEL: Final = _ML / "input/data/code"
 _CODE: Final = PurePosixPath("/run/harness/code")
 _IO: Final = PurePosixPath("/run/harness/io")
 _INNER: Final = Path(__file__).parent / "inner"
@@ -302,6 +303,12 @@ class WarmEngine:
         self.discard_quietly()
         self.told["why"] = why
         refusal = next((each.refusal for each in self._keeping.values() if each.refusal), None)
+        if any(
+            mount.target == _CODE_CHANNEL and launch.network_isolated
+            for mount in launches[0].mounts
+            for launch in launches
+        ):
+            refusal = "without a network its code comes in a channel, which is mounted for each job"
         if not self._keeping or refusal:
             self.told["why"] = refusal or why
             return False

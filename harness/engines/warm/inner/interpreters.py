@@ -245,7 +245,6 @@ class Interpreters:
         if which not in self.all():
             return
         if which.importing is not None:
-            print("YY", which.pid, which.importing, which is self.script, file=sys.stderr)
             self._do_without(which, which.importing[0], "importing it ended the interpreter")
         elif which is self.launcher:
             self._drop_launcher()

@@ -198,6 +198,7 @@ class Keeper:
 
     def _leave(self) -> NoReturn:
         """End, and all in the host with us."""
+        self._interpreters.stop()
         cleaning.end_processes(tuple, self._reap_all)
         os._exit(0)
 
@@ -367,6 +368,10 @@ class Keeper:
             return
         for each in self._interpreters.all():
             if each.pid == pid:
+                poll = select.poll()
+                poll.register(each.control.fileno(), select.POLLIN)
+                while each in self._interpreters.all() and poll.poll(0):
+                    self._heard(each)  # its last words
                 self._interpreters.ended(each)
                 return
         self._early[pid] = status

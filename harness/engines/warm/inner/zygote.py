@@ -49,8 +49,7 @@ def main(site: str, before: set[str]) -> bool:
     zygote = Zygote(control, found, base)
     try:
         line = zygote.serve()
-    except (EOFError, OSError) as error:
-        print("ZZ", os.getpid(), repr(error), file=sys.stderr, flush=True)
+    except (EOFError, OSError):
         os._exit(0)  # the keeper is gone, or wants another
     child.customise(line)
     return customised
