@@ -59,8 +59,11 @@ def _welcome(standing: Standing) -> str:
     if not standing.kept:
         return f"a shell in {name}; exit or Ctrl-D leaves it, and the job goes on"
     gpus = f"; GPU {', '.join(str(gpu.index) for gpu in standing.entry.launch.gpus)} may be in use by another job"
+    left = (
+        "/opt/ml and /tmp as they were" if standing.has_tmp else "/opt/ml as it was, not the warm run's /tmp"
+    )
     return (
-        f"a new host on what {name} left: /opt/ml and /tmp as they were, channels mounted anew, none of the "
+        f"a new host on what {name} left: {left}, channels mounted anew, none of the "
         f"script's processes{gpus if standing.entry.launch.gpus else ''}; exit or Ctrl-D removes it"
     )
 

@@ -40,6 +40,8 @@ class Standing:
         self.entry = entry
         self.kept = kept
         """Whether this is a new host, on what one of an ended job left."""
+        self.has_tmp = not record.spec["local"].get("warm", False)
+        """Whether a kept host's /tmp is the script's: a warm host empties it for the next run."""
         self.door: Door = open_door(entry.entry, job=record.name, host=entry.host)
         self._attempt = record.attempt
 
