@@ -32,6 +32,16 @@ _GOES_ON = frozenset(
     ]
 )
 _POLL = 0.2
+_LEAVE = 10.0
+"""Seconds that the debugger may take to let go of the program."""
+_DISCONNECT = json.dumps(
+    {
+        "seq": 2**31 - 1,
+        "type": "request",
+        "command": "disconnect",
+        "arguments": {"terminateDebuggee": False},
+    }
+).encode()
 
 
 class Pause:
@@ -56,6 +66,8 @@ class Messages:
     def __init__(self, pause: Pause) -> None:
         self._pause = pause
         self._rest = b""
+        self.left = False
+        """The editor has left, and the debugger let go of the program."""
 
     def feed(self, data: bytes) -> None:
         self._rest += data
@@ -79,51 +91,66 @@ class Messages:
                 self._pause.set(True)
             elif message.get("event") in ("continued", "terminated", "exited"):
                 self._pause.set(False)
-        elif (
-            message.get("type") == "response"
-            and message.get("success")
-            and message.get("command") in _GOES_ON
-        ):
-            self._pause.set(False)
+        elif message.get("type") == "response" and message.get("success"):
+            if message.get("command") in _GOES_ON:
+                self._pause.set(False)
+            self.left |= message.get("command") in ("disconnect", "terminate")
 
 
 def _serve(client: socket.socket, port: int, pause: Pause, turn: threading.Lock) -> None:
-    """One editor at a time: one that comes while another is there, or is just being taken leave of, would never
-    be answered."""
+    """One editor at a time, and each leaves properly: one that came before would be sent away, with the words
+    that the program is already being debugged."""
     with turn:
         try:
             debugger = socket.create_connection(("127.0.0.1", port))
         except OSError:
             client.close()  # the program has ended
             return
-        there = threading.Thread(target=_pump, args=(client, debugger, None), daemon=True)
+        messages = Messages(pause)
+        there = threading.Thread(target=_forward, args=(client, debugger, messages), daemon=True)
         there.start()
-        _pump(debugger, client, Messages(pause))
+        try:
+            while not messages.left:
+                data = debugger.recv(65536)
+                if not data:
+                    break
+                messages.feed(data)
+                try:
+                    client.sendall(data)
+                except OSError:
+                    pass  # it hung up; the answer to its leave is still to come
+        except OSError:
+            pass  # the program has ended, or doesn't answer
         pause.set(False)
-        _end(client, socket.SHUT_RDWR)
+        _end(client)
         there.join()
         for end in (client, debugger):
             end.close()
 
 
-def _pump(source: socket.socket, target: socket.socket, messages: Messages | None) -> None:
-    """Until `source` has no more to say, which `target` is told."""
+def _forward(client: socket.socket, debugger: socket.socket, messages: Messages) -> None:
+    """What the editor says; when it has gone without a word, its leave."""
     try:
         while True:
-            data = source.recv(65536)
+            data = client.recv(65536)
             if not data:
                 break
-            if messages is not None:
-                messages.feed(data)
-            target.sendall(data)
+            debugger.sendall(data)
     except OSError:
         pass  # one of them is gone: the same as its end
-    _end(target, socket.SHUT_WR)
-
-
-def _end(connection: socket.socket, how: int) -> None:
     try:
-        connection.shutdown(how)
+        if messages.left:
+            _end(debugger)
+        else:
+            debugger.settimeout(_LEAVE)
+            debugger.sendall(b"Content-Length: %d\r\n\r\n%s" % (len(_DISCONNECT), _DISCONNECT))
+    except OSError:
+        pass
+
+
+def _end(connection: socket.socket) -> None:
+    try:
+        connection.shutdown(socket.SHUT_RDWR)
     except OSError:
         pass  # it has ended
 
