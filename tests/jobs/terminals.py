@@ -47,6 +47,13 @@ class Typist:
         begin, self._at = self._at, self.seen.index(text, self._at) + len(text)
         return self.seen[begin : self._at]
 
+    def shows(self, text: str, seconds: float = 60) -> None:
+        """Wait until that was seen at any time."""
+        deadline = time.monotonic() + seconds
+        while text not in self.seen:
+            assert self._more(), f"it ended without {text!r}: {self.seen[-4000:]}"
+            assert time.monotonic() < deadline, f"no {text!r}: {self.seen[-4000:]}"
+
     def end(self, seconds: float = 60) -> int:
         """Read until the command ends; its exit code."""
         deadline = time.monotonic() + seconds
