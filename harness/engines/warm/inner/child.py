@@ -266,7 +266,7 @@ class _Request:
                 spawn.set_executable(executable)
         unbuffered = words.unbuffered or bool(self._environment.get(b"PYTHONUNBUFFERED"))
         for number, name in enumerate(("stdin", "stdout", "stderr")):
-            if kind(number) != zygote.streams[number] or (number and unbuffered != zygote.unbuffered):
+            if kind(number) != zygote.streams[number] or unbuffered != zygote.unbuffered:
                 _open_stream(number, name, unbuffered)
 
     def _renew_chance(self) -> None:
@@ -314,14 +314,14 @@ def _open_stream(descriptor: int, name: str, unbuffered: bool) -> None:
     raw = buffer if plain else buffer.raw
     raw.name = "<%s>" % name
     terminal = raw.isatty()
-    lines = not plain and (terminal or (descriptor == 2 and sys.version_info >= (3, 9)))
+    lines = not unbuffered and (terminal or (descriptor == 2 and sys.version_info >= (3, 9)))
     stream: Any = _io.TextIOWrapper(
         buffer,
         encoding=old.encoding,
         errors=old.errors,
         newline="\n",
         line_buffering=lines,
-        write_through=plain,
+        write_through=unbuffered,
     )
     stream.mode = "w" if writes else "r"
     setattr(sys, name, stream)
