@@ -222,12 +222,18 @@ def normal(job: Job) -> list[str]:
     return sorted(text.replace(" ", ""))
 
 
-@pytest.mark.parametrize("code", [0, 3, 7])
-def test_a_warm_run_is_the_same_job_as_a_cold_one(
-    project: Callable[..., Project], code: int, engine_name: str
-) -> None:
+@pytest.mark.parametrize(
+    ("engine_name", "code"),
+    [
+        ("sandbox", 0),
+        ("sandbox", 3),
+        ("sandbox", 7),
+        pytest.param("docker", 0, marks=pytest.mark.docker),
+        pytest.param("docker", 3, marks=pytest.mark.docker),
+    ],
+)
+def test_a_warm_run_is_the_same_job_as_a_cold_one(project: Callable[..., Project], code: int) -> None:
     """contract: A, B, C, D, F, G13–G19, I"""
-    del engine_name
     one = project(
         EVERYTHING,
         hyperparameters={"code": code, "list": [1, 2]},
@@ -251,6 +257,7 @@ def test_a_warm_run_is_the_same_job_as_a_cold_one(
         ]
 
 
+@pytest.mark.parametrize("engine_name", ["sandbox"])
 def test_channels_hyperparameters_and_code_are_those_of_each_run(
     project: Callable[..., Project], tmp_path: Path
 ) -> None:
@@ -322,6 +329,7 @@ def test_checkpoints_outside_opt_ml_and_two_hosts(project: Callable[..., Project
 # ------------------------------------------------------------------------------------- when hosts don't fit
 
 
+@pytest.mark.parametrize("engine_name", ["sandbox"])
 def test_what_changed_is_told(project: Callable[..., Project]) -> None:
     one = project(HELLO)
     assert warmth(one.run())["why"] == "there was no warm host for it yet"
@@ -340,9 +348,8 @@ def test_what_changed_is_told(project: Callable[..., Project]) -> None:
     assert one.idle()["jobs"] == 1
 
 
-def test_another_image(project: Callable[..., Project], engine_name: str, docker_image: str) -> None:
-    if engine_name != "docker":
-        pytest.skip("the sandbox has no images")
+@pytest.mark.parametrize("engine_name", [pytest.param("docker", marks=pytest.mark.docker)])
+def test_another_image(project: Callable[..., Project], docker_image: str) -> None:
     import docker
 
     client = docker.from_env()
@@ -364,6 +371,7 @@ def test_another_image(project: Callable[..., Project], engine_name: str, docker
         client.close()
 
 
+@pytest.mark.parametrize("engine_name", ["sandbox"])
 def test_two_runs_at_once(project: Callable[..., Project]) -> None:
     one = project("import time; print('UP', flush=True); time.sleep(3)")
     first = one.submit()
@@ -376,6 +384,7 @@ def test_two_runs_at_once(project: Callable[..., Project]) -> None:
     assert warmth(third)["reused"], warmth(third)
 
 
+@pytest.mark.parametrize("engine_name", ["sandbox"])
 def test_a_job_that_was_not_asked_to_be_warm(project: Callable[..., Project]) -> None:
     one = project(HELLO)
     job = one.run(warm=False)
@@ -402,6 +411,7 @@ def test_listed_ended_by_gc_and_told(project: Callable[..., Project]) -> None:
     assert warmth(one.run())["why"] == "there was no warm host for it yet"
 
 
+@pytest.mark.parametrize("engine_name", ["sandbox"])
 def test_an_idle_host_goes_away_and_the_next_job_is_told(project: Callable[..., Project]) -> None:
     one = project(HELLO)
     one.run(local={"warm_idle": 0.5})
@@ -409,6 +419,7 @@ def test_an_idle_host_goes_away_and_the_next_job_is_told(project: Callable[..., 
     assert warmth(one.run())["why"] == "the warm host was gone: nobody used it for 0 s"
 
 
+@pytest.mark.parametrize("engine_name", ["sandbox"])
 def test_a_host_goes_away_when_memory_is_short(project: Callable[..., Project]) -> None:
     one = project(HELLO)
     one.run()
@@ -457,6 +468,7 @@ def test_a_keeper_that_is_killed_with_a_job(project: Callable[..., Project]) -> 
     one.gone()
 
 
+@pytest.mark.parametrize("engine_name", ["sandbox"])
 def test_a_keeper_that_is_killed_and_a_job_that_may_try_again(project: Callable[..., Project]) -> None:
     one = project(
         """
@@ -513,6 +525,7 @@ def end_host(one: Project) -> None:
             process.kill()
 
 
+@pytest.mark.parametrize("engine_name", ["sandbox"])
 def test_a_directory_that_is_removed(project: Callable[..., Project]) -> None:
     one = project(HELLO)
     one.run()
@@ -547,6 +560,7 @@ def test_stop_and_kill(project: Callable[..., Project]) -> None:
     until(lambda: not owned(one.home, job.name))
 
 
+@pytest.mark.parametrize("engine_name", ["sandbox"])
 def test_max_runtime(project: Callable[..., Project]) -> None:
     one = project("import sys, time; time.sleep(int(sys.argv[2]))", local={"stop_grace": 1})
     one.run(hyperparameters={"seconds": 0})
@@ -556,6 +570,7 @@ def test_max_runtime(project: Callable[..., Project]) -> None:
         assert warmth(job)["reused"], warmth(job)
 
 
+@pytest.mark.parametrize("engine_name", ["sandbox"])
 def test_what_a_run_leaves_running_ends_with_it(project: Callable[..., Project]) -> None:
     one = project(
         """
