@@ -28,7 +28,7 @@ from harness.engines.docker import DockerEngine
 from harness.engines.sandbox import SandboxEngine
 from harness.errors import EngineError, StoreError
 from harness.home import Home
-from harness.lifecycle import _capacity, _clean, _supervisor, owned, recover
+from harness.lifecycle import _capacity, _clean, _keeper, _supervisor, owned, recover
 from harness.lifecycle import _prepare as _preparation
 from harness.lifecycle._owner import own
 from harness.model import Plan, Spec
@@ -143,7 +143,7 @@ def test_the_engine_works_in_the_home_of_the_job(
         seen.write_text(str(Home.find().root))
         return original(name)
 
-    monkeypatch.setattr(_supervisor, "open_engine", look)
+    monkeypatch.setattr(_keeper, "open_engine", look)
     name = local.submit(load(write_spec(script, engine="sandbox")), home=other).name
     assert local.wait(name, home=other).status == "Completed"
     assert seen.read_text() == str(other.root)
@@ -152,7 +152,7 @@ def test_the_engine_works_in_the_home_of_the_job(
 # ------------------------------------------------------------ kill -9 at each step of a job
 
 _STEPS: dict[str, tuple[Any, str, Callable[..., bool], bool]] = {
-    "before anything": (_supervisor, "open_engine", lambda *_: True, False),
+    "before anything": (_keeper, "open_engine", lambda *_: True, False),
     "with its claims": (_supervisor, "try_claim", lambda *_, **__: True, True),
     "while channels are staged": (_preparation, "stage", lambda *_, **__: True, False),
     "before hosts are on record": (Store, "put_hosts", lambda *_: True, False),
@@ -368,7 +368,7 @@ def test_a_kill_ends_an_upload(submit: Submit, monkeypatch: Patch) -> None:
 @pytest.mark.parametrize("phase", ["Starting", "Downloading"])
 def test_a_stop_before_the_hosts_start(submit: Submit, monkeypatch: Patch, phase: str) -> None:
     owner, name = {
-        "Starting": (_supervisor, "open_engine"),
+        "Starting": (_keeper, "open_engine"),
         "Downloading": (_preparation, "stage"),
     }[phase]
     original = getattr(owner, name)

@@ -218,7 +218,7 @@ class SandboxHost:
                 remove_tree(path)
             if self._group is not None:
                 self._group.remove()
-        except (OSError, subprocess.CalledProcessError) as error:
+        except OSError as error:
             raise EngineError(f"can't remove what {self._name} of {self._job} left: {error}") from error
         return True
 

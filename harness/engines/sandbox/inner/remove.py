@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
+
+_DEEP = 100
+"""Levels: well within what paths and Python's stack can hold."""
 
 
 def remove_tree(path: str) -> None:
     """Remove `path` and all below it; nothing when it isn't there.
 
     overlayfs leaves a directory of mode 000 in its work directory, and a script can leave such as well:
-    their owner may change that first. Not `shutil`: it takes longer to import than most trees to remove.
+    their owner may change that first. A script's tree can be deeper than a path may be long: what lies deep
+    is moved up into `path`, for the next round. Not `shutil`: it takes longer to import than most trees to
+    remove.
     """
-    try:
-        _remove(path)
-    except (OSError, RecursionError) as error:
-        # Deeper than a path may be long: only a tool that goes down step by step gets there.
-        if isinstance(error, OSError) and error.errno != errno.ENAMETOOLONG:
-            raise
-        import subprocess
-
-        subprocess.run(["rm", "-rf", "--", path], check=True)
-
-
-def _remove(path: str) -> None:
     try:
         mode = os.lstat(path).st_mode
     except FileNotFoundError:
@@ -32,12 +24,31 @@ def _remove(path: str) -> None:
     if not stat.S_ISDIR(mode):
         os.unlink(path)
         return
-    if stat.S_IMODE(mode) & 0o700 != 0o700:
-        os.chmod(path, 0o700)
-    with os.scandir(path) as entries:
+    _make_writable(path)
+    while entries := _entries(path):
         for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                _remove(entry.path)
-            else:
-                os.unlink(entry.path)
+            _remove(entry, path, 1)
     os.rmdir(path)
+
+
+def _remove(entry: os.DirEntry[str], top: str, depth: int) -> None:
+    if not entry.is_dir(follow_symlinks=False):
+        os.unlink(entry.path)
+        return
+    _make_writable(entry.path)
+    if depth == _DEEP:
+        os.rename(entry.path, f"{top}/{os.urandom(16).hex()}")
+        return
+    for each in _entries(entry.path):
+        _remove(each, top, depth + 1)
+    os.rmdir(entry.path)
+
+
+def _entries(directory: str) -> list[os.DirEntry[str]]:
+    with os.scandir(directory) as entries:
+        return list(entries)
+
+
+def _make_writable(directory: str) -> None:
+    if stat.S_IMODE(os.lstat(directory).st_mode) & 0o700 != 0o700:
+        os.chmod(directory, 0o700)
