@@ -633,3 +633,40 @@ def test_a_hundred_runs_leave_no_more_than_two(home: Path, write_spec: Callable[
     assert memory < 4 << 20
     end_idle(one.home, "the test is over")
     one.gone()
+
+
+# ------------------------------------------------------------------------------------ what goes wrong outside
+
+
+def test_a_program_that_dies_at_once_is_told_in_a_sentence(
+    project: Callable[..., Project], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "inner/__main__.py").write_text("raise ValueError('no such thing\\tat all')")
+    monkeypatch.setattr("harness.engines.warm._place._INNER", tmp_path / "inner")
+    one = project(HELLO)
+    job = one.run()
+    assert job.record.status == "Completed"
+    assert warmth(job)["why"] == (
+        "no host could be kept: its program ended with code 1 while it started: "
+        "ValueError: no such thing#011at all"
+    )
+    assert "Traceback" in (one.home.job(job.name) / "supervisor.log").read_text()
+
+
+@pytest.mark.parametrize("engine_name", ["sandbox"])
+def test_a_host_goes_on_with_the_program_that_it_began_with(
+    project: Callable[..., Project], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when the harness is installed anew while hosts are kept."""
+    from harness.engines.warm import _place
+
+    inner = shutil.copytree(_place._INNER, tmp_path / "inner")
+    monkeypatch.setattr(_place, "_INNER", inner)
+    one = project(HELLO)
+    one.run()
+    for path in inner.rglob("*.py"):
+        path.write_text("raise SystemExit('half written')")
+    job = one.run()
+    assert warmth(job)["reused"], warmth(job)
+    assert job.record.status == "Completed"

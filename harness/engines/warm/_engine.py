@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
+import sys
 import threading
 import traceback
 from collections.abc import Callable, Mapping
@@ -22,7 +23,8 @@ from harness.engines.warm._place import Place, places
 from harness.engines.warm._swap import give_back, lend, lent_to
 from harness.errors import EngineError, HarnessError
 from harness.home import Home
-from harness.model import HostLaunch, Mount
+from harness.model import ExitStatus, HostLaunch, Mount
+from harness.quantities import harmless
 
 __all__ = ["Expectation", "WarmEngine", "clean_up"]
 
@@ -30,12 +32,15 @@ _ML: Final = PurePosixPath("/opt/ml")
 _CODE_CHANNEL: Final = _ML / "input/data/code"
 _CODE: Final = PurePosixPath("/run/harness/code")
 _IO: Final = PurePosixPath("/run/harness/io")
-_INNER: Final = Path(__file__).parent / "inner"
 _PRELOAD_SECONDS: Final = 60.0
 _START_SECONDS: Final = 60.0
 _SEIZE_SECONDS: Final = 10.0
 """How long somebody else may take to clean up after a dead keeper."""
 _LAST_WORDS: Final = 4096
+"""Bytes that are kept of what a host's program itself says."""
+_WORDS_SECONDS: Final = 1.0
+_WHY: Final = 150
+"""Characters of it in a sentence."""
 _WRITTEN: Final = ("sandbox/layers/*/upper", "overlay/*/upper")
 """Where engines keep what a host writes over a channel."""
 
@@ -71,7 +76,8 @@ class _Kept:
         self.link: Link | None = None
         self.last_words = b""
         self._inodes: list[int] = []
-        threading.Thread(target=self._listen, name=f"warm-words-{inner.name}", daemon=True).start()
+        self._listener = threading.Thread(target=self._listen, name=f"warm-words-{inner.name}", daemon=True)
+        self._listener.start()
 
     def _listen(self) -> None:
         """Drain what the program itself writes: nothing, unless something is wrong."""
@@ -85,13 +91,26 @@ class _Kept:
         def given_up() -> str | None:
             check()
             status = self.inner.wait(0)
-            if status is None:
-                return None
-            words = status.error or self.last_words.decode(errors="replace").strip() or "it said nothing"
-            return f"the program that keeps a host warm ended with code {status.code}: {words}"
+            return None if status is None else self._obituary(status)
 
         self.link = Link(io, patience=_PRELOAD_SECONDS + _START_SECONDS, given_up=given_up)
         self._inodes = self._look()
+
+    def _obituary(self, status: ExitStatus) -> str:
+        """Why the host's program didn't live to be connected with; all that it said goes to the log."""
+        self._listener.join(_WORDS_SECONDS)
+        said = self.last_words.decode(errors="replace").strip()
+        if said:
+            print(
+                f"what the program said that keeps {self.inner.name} warm:\n{said}",
+                file=sys.stderr,
+                flush=True,
+            )
+        if status.oom_killed:
+            return "memory ran out while it started"
+        last = (status.error or said).strip().rpartition("\n")[2]
+        why = f": {harmless(last)[:_WHY]}" if last else ""
+        return f"its program ended with code {status.code} while it started{why}"
 
     def ended(self) -> str | None:
         """Why the host can't be used any more; None when it can."""
@@ -380,7 +399,7 @@ class WarmEngine:
                 own[mount.source] = place.own(len(own))
                 mount = dataclasses.replace(mount, source=own[mount.source])
             mounts.append(dataclasses.replace(mount, scratch=None))
-        mounts.append(Mount(source=_INNER, target=_CODE, mode="ro"))
+        mounts.append(Mount(source=self._place.code, target=_CODE, mode="ro"))
         mounts.append(Mount(source=place.io, target=_IO, mode="rw"))
         changed = dataclasses.replace(
             launch,

@@ -1,13 +1,14 @@
 """Where a set of warm hosts lies: `$HARNESS_HOME/warm/<id>`.
 
-keeper.json         what it is for, by whom it is kept; written once
-lock                held by the process that keeps the set: free means that it is dead
-sock                where that process listens
-log                 what it has to say while no job of its own runs
-<host>/ml           what the host has at /opt/ml
-<host>/own/<n>      what it has where a job has directories of its own elsewhere
-<host>/scratch      the engine's
-<host>/io           the way to the program that is the host's process 1
+keeper.json           what it is for, by whom it is kept; written once
+lock                  held by the process that keeps the set: free means that it is dead
+sock                  where that process listens
+log                   what it has to say while no job of its own runs
+code                  our program, as it was when the set was made
+hosts/<host>/ml       what the host has at /opt/ml
+hosts/<host>/own/<n>  what it has where a job has directories of its own elsewhere
+hosts/<host>/scratch  the engine's
+hosts/<host>/io       the way to the program that is the host's process 1
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +27,7 @@ from harness.engines.sandbox.inner.remove import remove_tree
 
 __all__ = ["HostPlace", "Place", "places"]
 
+_INNER: Final = Path(__file__).parent / "inner"
 _NEW: Final = ".new-"
 _OLD_SECONDS: Final = 60.0
 
@@ -64,6 +67,9 @@ class Place:
     def make(cls, warm: Path, facts: dict[str, Any]) -> tuple[Place, int]:
         """A new one in `warm`, locked by this process: the lock's descriptor comes with it.
 
+        It has a copy of the hosts' program, so that what starts scripts in a host stays of one version when the
+        harness is changed under it.
+
         Raises:
             OSError: it can't be made.
         """
@@ -74,6 +80,7 @@ class Place:
         lock = os.open(half / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.copytree(_INNER, half / "code", ignore=shutil.ignore_patterns("*.pyc.*"))
             (half / "keeper.json").write_text(json.dumps({**facts, "pid": os.getpid(), "made": time.time()}))
             half.rename(warm / name)
         except BaseException:
@@ -98,6 +105,10 @@ class Place:
     @property
     def log(self) -> Path:
         return self.root / "log"
+
+    @property
+    def code(self) -> Path:
+        return self.root / "code"
 
     def host(self, name: str) -> HostPlace:
         return HostPlace(self.root / "hosts" / name)

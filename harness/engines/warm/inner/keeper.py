@@ -416,13 +416,7 @@ class Keeper:
     def _asked(self) -> None:
         """A proxy wants a script, or tells something."""
         message, descriptors = wire.receive(self._door)
-        run = self._run
-        if "cold" in message:
-            if run is not None:
-                run.cold.append(message["cold"])
-            return
-        if "installed" in message:
-            self._installed.add(message["installed"])
+        if self._noted(message):
             return
         connection, link = descriptors
         which, why = self._interpreters.usable(message["fork"])
@@ -438,20 +432,26 @@ class Keeper:
             wire.send_stream(wire.wrap(os.dup(connection)), {"refused": why})
         os.close(connection)
 
+    def _noted(self, message: dict[str, Any]) -> bool:
+        """Keep what a process of the run tells; False for what it asks for."""
+        if "cold" in message:
+            if self._run is not None:
+                self._run.cold.append(message["cold"] or "the preloaded interpreter is gone")
+        elif "installed" in message:
+            self._installed.add(message["installed"])
+        else:
+            return False
+        return True
+
     def _of_proxy(self, proxy: _Proxy) -> None:
         try:
             message, _ = wire.receive(proxy.link)
         except (EOFError, OSError):
-            # It was killed: so is what it stands for.
+            # It was killed, and so is what it stands for; or it starts its script itself.
             self._pass_on(proxy, signal.SIGKILL)
             self._forget(proxy)
             return
-        if "signal" in message:
-            self._pass_on(proxy, message["signal"])
-        elif "cold" in message:
-            if self._run is not None:
-                self._run.cold.append(message["cold"] or "the preloaded interpreter is gone")
-            self._forget(proxy)
+        self._pass_on(proxy, message["signal"])
 
     def _forget(self, proxy: _Proxy) -> None:
         proxy.link.close()
@@ -472,13 +472,12 @@ class Keeper:
             pass  # it has ended, and its end is about to be told
 
     def _drain(self) -> None:
-        """Forget what the processes of the run that ended have still said."""
+        """Read what the processes of the run that ended have still said."""
         poll = select.poll()
         poll.register(self._door.fileno(), select.POLLIN)
         while poll.poll(0):
             message, descriptors = wire.receive(self._door)
-            if "installed" in message:
-                self._installed.add(message["installed"])
+            self._noted(message)
             for number in descriptors:
                 os.close(number)
 

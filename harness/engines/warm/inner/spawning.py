@@ -253,8 +253,8 @@ class _Spawner:
             answer = {"refused": None}
         kept.close()
         if "refused" in answer:
-            wire.send(link, {"cold": answer["refused"]})
-            link.close()
+            # Not through `link`: the keeper closes it as soon as the child that refused has ended.
+            wire.send(self._door, {"cold": answer["refused"]})
             self._execute(program, setup)
         _close_all_but(link.fileno())
         if not setup.session:
