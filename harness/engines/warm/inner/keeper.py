@@ -59,12 +59,9 @@ class _Run:
     def __init__(self) -> None:
         self.pid: int | None = None
         self.status: int | None = None
-        self.killed = False
-        self.forked = False
         self.why: str | None = None
         self.cold: list[str] = []
         """Why scripts of this run were started the ordinary way."""
-        self.waiting: list[int] = []
 
 
 class Keeper:
@@ -258,7 +255,7 @@ class Keeper:
             for number in (null, descriptors[-1]):
                 os.close(number)
         if "ok" in answer:
-            run.pid, run.forked = answer["ok"], True
+            run.pid = answer["ok"]
             self._tell({"started": run.pid, "forks": True})
         else:
             run.why = answer["refused"]
@@ -300,7 +297,6 @@ class Keeper:
     def _signal(self, run: _Run, number: int) -> None:
         """As process 1 gets it: only with a handler, and SIGKILL, which ends all (contract: G10)."""
         if number == signal.SIGKILL:
-            run.killed = True
             run.status = number
         elif run.pid is not None and run.status is None and _catches(run.pid, number):
             os.kill(run.pid, number)
