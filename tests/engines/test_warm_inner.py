@@ -578,12 +578,6 @@ def test_what_needs_a_new_process_gets_one(
     assert warm.lines == cold.lines
 
 
-def test_a_refused_script_runs_however_the_processes_are_scheduled(light: Keeper) -> None:
-    for _ in range(20):
-        run = light.script("print('hi')", {"LC_ALL": "C"})
-        assert (run.code, run.lines) == (0, ["hi"]), run
-
-
 def test_number_of_threads(warm: Keeper) -> None:
     run = warm.script("import torch; print(torch.get_num_threads())", {"OMP_NUM_THREADS": "3"})
 
@@ -872,9 +866,10 @@ def test_modules_that_can_not_be_preloaded(make: Make, tmp_path: Path) -> None:
     assert run.started["forks"]
     assert not run.cold
     # A variable that an import looked at must be as it was then.
-    changed = keeper.script("print(1)", {"ASKED": "yes"})
-    assert changed.lines == ["1"]
-    assert "ASKED" in changed.cold[0]
+    for _ in range(10):  # who refused it may have ended before the one that asked, or after
+        changed = keeper.script("print(1)", {"ASKED": "yes"})
+        assert changed.lines == ["1"]
+        assert "ASKED" in changed.cold[0]
 
 
 def test_packages_that_change_after_the_imports(make: Make, tmp_path: Path) -> None:
