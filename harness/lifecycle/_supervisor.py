@@ -60,14 +60,7 @@ def supervise(home: Home, name: str, lock: int | None = None) -> None:
     # By it engines tell what is theirs, also when the job was submitted to a place that it doesn't name.
     os.environ[VARIABLE] = str(home.root)
     keeper = Keeper(home)
-
-    def run(name: str, lock: int | None) -> None:
-        _supervise(home, name, lock, keeper)
-        if lock is not None and keeper.keeps:
-            os.close(lock)  # the process stays, the job has ended
-
-    run(name, lock)
-    keeper.stay(run)
+    keeper.work(lambda name, lock: _supervise(home, name, lock, keeper), name, lock)
 
 
 def _supervise(home: Home, name: str, lock: int | None, keeper: Keeper) -> None:
@@ -84,11 +77,14 @@ def _supervise(home: Home, name: str, lock: int | None, keeper: Keeper) -> None:
                 # Else every command would start a supervisor for this job, for ever.
                 traceback.print_exc()
                 outcome = _failed(_unforeseen(error, home.job(name)))
-                _end(store, name, outcome, clean=False, training_end=None)
+                _end(store, keeper, name, outcome, clean=False, training_end=None)
 
 
-def _end(store: Store, name: str, outcome: Outcome, *, clean: bool, training_end: float | None) -> None:
+def _end(
+    store: Store, keeper: Keeper, name: str, outcome: Outcome, *, clean: bool, training_end: float | None
+) -> None:
     """The terminal transition. What is not `clean` is put on record with it, for `harness gc`."""
+    keeper.job_is_over()
     with store.transaction():
         store.transition(
             name,
@@ -409,7 +405,7 @@ class Supervisor:
 
     def _finish(self, engine: Engine | None, outcome: Outcome, problem: str | None = None) -> None:
         """Leave nothing but results. What can't be removed doesn't change how the job ended."""
-        self._keeper.finishing()
+        self._keeper.job_is_over()
         if engine is not None:
             try:
                 clean(self.home, self.name, engine, completed=outcome.status == "Completed")
@@ -421,6 +417,7 @@ class Supervisor:
         started = self.store.summary(self.name).training_start
         _end(
             self.store,
+            self._keeper,
             self.name,
             outcome,
             clean=problem is None,

@@ -14,7 +14,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
@@ -28,20 +28,21 @@ __all__ = [
     "Keepers",
     "WarmSet",
     "clean_dead",
-    "connect",
     "end_idle",
     "forget_last_words",
     "leave_last_words",
     "project",
     "read_line",
     "recover_warm",
-    "short_path",
     "warm_sets",
 ]
 
 _ANSWER_SECONDS: Final = 5.0
 _END_SECONDS: Final = 120.0
 _MOST: Final = 1 << 20
+_CHANGED: Final = "the harness itself changed"
+_ORDER: Final = ("other", "busy", "gone", "silent", "dead")
+"""Of several reasons why a job is cold: which is told."""
 
 WarmSet = dict[str, Any]
 """What a keeper tells of itself; keys as in `harness jobs --warm --json`."""
@@ -64,35 +65,28 @@ class Keepers:
     def __init__(self, home: Home, spec: Spec, plan: Plan) -> None:
         self._line: socket.socket | None = None
         self.why = ""
-        busy = dead = other = gone = None
+        whys: dict[str, str] = {}
         key = project(spec, plan)
         for place in places(home.warm):
             if place.facts().get("project") != key:
                 continue
             answer = self._reserve(place)
             if answer is None:
-                dead = dead or place
+                whys |= _silence(place)
             elif answer.get("reserved"):
                 return
             elif answer.get("version"):
-                other = place
+                _ask(place, {"end": _CHANGED}, seconds=_END_SECONDS)
+                whys["other"] = f"{_CHANGED} since the warm host was made"
             elif answer.get("gone"):
-                gone = answer["gone"]
+                whys["gone"] = f"the warm host was gone: {answer['gone']}"
             else:
-                busy = answer.get("job")
-        if other is not None:
-            _ask(other, {"end": "the harness itself changed"}, seconds=_END_SECONDS)
-            self.why = "the harness itself changed since the warm host was made"
-        elif busy:
-            self.why = f"the warm host was busy with {busy}"
-        elif gone:
-            _last_words(home, key)
-            self.why = f"the warm host was gone: {gone}"
-        else:
-            self.why = "the process that kept the warm host was killed" if dead else _last_words(home, key)
+                whys["busy"] = f"the warm host was busy with {answer.get('job')}"
+        last_words = _last_words(home, key)
+        self.why = next((whys[each] for each in _ORDER if each in whys), last_words)
 
     def _reserve(self, place: Place) -> dict[str, Any] | None:
-        line = connect(place)
+        line = place.connect(_ANSWER_SECONDS)
         if line is None:
             return None
         try:
@@ -142,6 +136,15 @@ class Keepers:
         with contextlib.suppress(OSError, ValueError):
             read_line(self._line)
         return True
+
+
+def _silence(place: Place) -> dict[str, str]:
+    """Why a set's process gave no answer."""
+    if place.dead():
+        return {"dead": "the process that kept the warm host was killed"}
+    if not place.there():
+        return {"gone": "the warm host was gone: it was just going away"}
+    return {"silent": f"the process that keeps the warm host ({place.facts().get('pid')}) doesn't answer"}
 
 
 def warm_sets(home: Home) -> list[WarmSet]:
@@ -199,29 +202,6 @@ def recover_warm(home: Home) -> None:
 _DETACH: Final = "import os, sys\nif os.fork() == 0:\n    os.execv(sys.argv[1], sys.argv[1:])"
 
 
-def connect(place: Place) -> socket.socket | None:
-    """A connection to the process that keeps the set; None when nobody listens."""
-    line = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    line.settimeout(_ANSWER_SECONDS)
-    try:
-        with short_path(place.socket) as address:
-            line.connect(address)
-    except OSError:
-        line.close()
-        return None
-    return line
-
-
-@contextlib.contextmanager
-def short_path(path: Path) -> Iterator[str]:
-    """Another name for a socket's path, which may have 107 bytes only. Raises OSError."""
-    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield f"/proc/self/fd/{directory}/{path.name}"
-    finally:
-        os.close(directory)
-
-
 def read_line(line: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
     """The next line of JSON, and the descriptors that came along; None at the end. Raises OSError, ValueError."""
     data, descriptors = b"", list[int]()
@@ -238,7 +218,7 @@ def read_line(line: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
 def _ask(
     place: Place, words: Mapping[str, Any], *, seconds: float = _ANSWER_SECONDS
 ) -> dict[str, Any] | None:
-    line = connect(place)
+    line = place.connect(_ANSWER_SECONDS)
     if line is None:
         return None
     with line:

@@ -171,6 +171,8 @@ class WarmEngine:
         self._place = place
         self._fingerprint: Fingerprint = {}
         self._keeping: dict[str, Keeping] = {}
+        self._begun = False
+        """Whether the other engine may have something of ours."""
         self._kept: dict[str, _Kept] = {}
         self._run: tuple[str, _Run] | None = None
         self._done: set[str] = set()
@@ -189,8 +191,7 @@ class WarmEngine:
     def prepare(self, launches: tuple[HostLaunch, ...]) -> None:
         """See `Engine.prepare`. Starts the hosts as well, unless they are there or can't be kept."""
         job = launches[0].job_name
-        if self._run is not None:
-            self.close(self._run[0])
+        self.end_run()
         self._done.discard(job)
         self.told = {"reused": False, "kept": False, "why": self.expect.why}
         why = self._fit(launches)
@@ -244,7 +245,7 @@ class WarmEngine:
     def close(self, job_name: str) -> None:
         """See `Engine.close`: of a job on kept hosts only the run; they go on if they can."""
         if self._run is not None and self._run[0] == job_name:
-            self._close_run(job_name, self._run[1])
+            self.end_run()
         elif job_name not in self._done:
             self._reclaim(job_name)
             self._inner.close(job_name)
@@ -268,26 +269,45 @@ class WarmEngine:
         """Why the hosts can't be used any more; None when they can."""
         return next((why for kept in self._kept.values() if (why := kept.ended()) is not None), None)
 
+    def end_run(self) -> None:
+        """Take back what a job has in the hosts, if whoever ran it didn't come to close it.
+
+        Raises:
+            EngineError, OSError: something can't be taken back; to be tried again.
+        """
+        if self._run is not None:
+            self._close_run(*self._run)
+
     def discard(self) -> None:
         """End the hosts and remove all that they had.
 
         Raises:
             EngineError, OSError: something can't be removed; to be tried again.
         """
-        for name in self._end():
-            self._place.host(name).remove()
+        self.end_run()
+        self._end()
+        self._place.clear()
+
+    def discard_quietly(self) -> bool:
+        """`discard`; False when that can't be done now, with the reason in the log."""
+        try:
+            self.discard()
+        except (HarnessError, OSError):
+            traceback.print_exc()
+            return False
+        return True
 
     # ------------------------------------------------------------------------------------------ internals
 
-    def _end(self) -> tuple[str, ...]:
-        """End the hosts, whose directories stay; their names."""
-        kept, self._kept, self._fingerprint = self._kept, {}, {}
-        self.jobs = 0
-        for each in kept.values():
+    def _end(self) -> None:
+        """End the hosts, whose directories stay."""
+        if not self._begun:
+            return
+        for each in self._kept.values():
             if each.link is not None:
                 each.link.leave()
         self._inner.close(self._place.job)
-        return tuple(kept)
+        self._begun, self._kept, self._fingerprint, self.jobs = False, {}, {}, 0
 
     def _fit(self, launches: tuple[HostLaunch, ...]) -> str | None:
         """Why the kept hosts don't do for these launches; None when they do."""
@@ -319,8 +339,10 @@ class WarmEngine:
 
     def _renew(self, launches: tuple[HostLaunch, ...], why: str) -> bool:
         """Hosts for these launches that will be kept, in place of those that were; False when there can't be any."""
-        self.discard_quietly()
         self.told["why"] = why
+        if not self.discard_quietly():
+            self.told["why"] = f"{why}, and what is left of that can't be removed"
+            return False
         refusal = next((each.refusal for each in self._keeping.values() if each.refusal), None)
         if any(
             mount.target == _CODE_CHANNEL and launch.network_isolated
@@ -367,6 +389,7 @@ class WarmEngine:
                 lend(source, stand_in)
             points = [m.target.relative_to(_ML) for m in changed.mounts if m.target.is_relative_to(_ML)]
             lend(launch.ml, changed.ml, points)
+        self._begun = True
         self._inner.prepare(tuple(changed for changed, _ in warm.values()))
         with ThreadPoolExecutor(max_workers=8, thread_name_prefix="start") as pool:
             started = list(pool.map(self._start_one, [warm[launch.host] for launch in launches]))
@@ -432,26 +455,12 @@ class WarmEngine:
     def _undo(self, launches: tuple[HostLaunch, ...]) -> None:
         """After hosts couldn't be started: as it was before. What can't be done is for the log."""
         self._run = None
-        steps: tuple[Callable[[], object], ...] = (
-            self._end,
-            # Before the directories go: what was lent to them is in there.
-            lambda: self._return({launch.host: launch for launch in launches}),
-            *(self._place.host(launch.host).remove for launch in launches),
-        )
-        for number, step in enumerate(steps):
-            try:
-                step()
-            except (HarnessError, OSError):
-                traceback.print_exc()
-                if number == 1:
-                    return  # the job's files are still in there
-
-    def discard_quietly(self) -> None:
-        """`discard`; what can't be removed is left to `clean_up`, and told in the log."""
-        if not self._kept:
-            return
         try:
-            self.discard()
+            try:
+                self._end()
+            finally:
+                self._return({launch.host: launch for launch in launches})
+            self._place.clear()  # not before the job's files are out of there
         except (HarnessError, OSError):
             traceback.print_exc()
 

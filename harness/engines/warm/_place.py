@@ -18,6 +18,7 @@ import fcntl
 import json
 import os
 import shutil
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +29,7 @@ from harness.engines.sandbox.inner.remove import remove_tree
 __all__ = ["HostPlace", "Place", "places"]
 
 _INNER: Final = Path(__file__).parent / "inner"
+_SOCKET: Final = "sock"
 _NEW: Final = ".new-"
 _OLD_SECONDS: Final = 60.0
 
@@ -64,8 +66,9 @@ class Place:
         self.root = root
 
     @classmethod
-    def make(cls, warm: Path, facts: dict[str, Any]) -> tuple[Place, int]:
-        """A new one in `warm`, locked by this process: the lock's descriptor comes with it.
+    def make(cls, warm: Path, facts: dict[str, Any]) -> tuple[Place, int, socket.socket]:
+        """A new one in `warm`, locked by this process, which listens at its socket: the lock's descriptor and the
+        socket come with it. Nobody sees it without them.
 
         It has a copy of the hosts' program, so that what starts scripts in a host stays of one version when the
         harness is changed under it.
@@ -77,17 +80,25 @@ class Place:
         name = os.urandom(4).hex()
         half = warm / f"{_NEW}{name}"  # unseen until it is locked
         half.mkdir(mode=0o700)
-        lock = os.open(half / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        lock = -1
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
+            lock = os.open(half / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.copytree(_INNER, half / "code", ignore=shutil.ignore_patterns("*.pyc.*"))
+            with _short(half / _SOCKET) as address:
+                listener.bind(address)
+            (half / _SOCKET).chmod(0o600)  # and nobody else gets into the directory
+            listener.listen(16)
             (half / "keeper.json").write_text(json.dumps({**facts, "pid": os.getpid(), "made": time.time()}))
             half.rename(warm / name)
         except BaseException:
-            os.close(lock)
+            listener.close()
+            if lock >= 0:
+                os.close(lock)
             remove_tree(str(half))
             raise
-        return cls(warm / name), lock
+        return cls(warm / name), lock, listener
 
     @property
     def name(self) -> str:
@@ -99,16 +110,16 @@ class Place:
         return f"warm_{self.name}"
 
     @property
-    def socket(self) -> Path:
-        return self.root / "sock"
-
-    @property
     def log(self) -> Path:
         return self.root / "log"
 
     @property
     def code(self) -> Path:
         return self.root / "code"
+
+    def clear(self) -> None:
+        """Remove the directories of all hosts."""
+        remove_tree(str(self.root / "hosts"))
 
     def host(self, name: str) -> HostPlace:
         return HostPlace(self.root / "hosts" / name)
@@ -125,6 +136,18 @@ class Place:
         """Whether it is where this process made it."""
         return (self.root / "keeper.json").exists()
 
+    def connect(self, timeout: float) -> socket.socket | None:
+        """A connection to the process that keeps the set; None when nobody listens."""
+        line = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        line.settimeout(timeout)
+        try:
+            with _short(self.root / _SOCKET) as address:
+                line.connect(address)
+        except OSError:
+            line.close()
+            return None
+        return line
+
     @contextlib.contextmanager
     def seized(self, patience: float = 0.0) -> Iterator[bool]:
         """Hold the lock of a set whose keeper is dead inside the `with`; False when somebody else has it still
@@ -136,7 +159,7 @@ class Place:
             return
         deadline = time.monotonic() + patience
         try:
-            while not _try_lock(lock):
+            while not _try_lock(lock, fcntl.LOCK_EX):
                 if time.monotonic() >= deadline:
                     yield False
                     return
@@ -146,9 +169,15 @@ class Place:
             os.close(lock)
 
     def dead(self) -> bool:
-        """Whether nobody keeps it."""
-        with self.seized() as mine:
-            return mine
+        """Whether nobody keeps it. Nobody who looks as well is in the way of that."""
+        try:
+            lock = os.open(self.root / "lock", os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        try:
+            return _try_lock(lock, fcntl.LOCK_SH) and self.there()
+        finally:
+            os.close(lock)
 
     def remove(self) -> None:
         """All of it; `keeper.json` first, for what is half removed is no set."""
@@ -156,9 +185,19 @@ class Place:
         remove_tree(str(self.root))
 
 
-def _try_lock(descriptor: int) -> bool:
+@contextlib.contextmanager
+def _short(path: Path) -> Iterator[str]:
+    """Another name for a socket's path, which may have 107 bytes only. Raises OSError."""
+    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield f"/proc/self/fd/{directory}/{path.name}"
+    finally:
+        os.close(directory)
+
+
+def _try_lock(descriptor: int, kind: int) -> bool:
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True
