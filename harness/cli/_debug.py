@@ -192,16 +192,6 @@ class _Session:
         screen.write(*screen.wrap(self._difference()))
         if self._ranks > 1:
             screen.write(*screen.wrap(self._ranks_note()))
-        if self._port is not None:
-            self._tell_editors(screen, self._port)
-            with self._port:
-                self._port.relay(attendant.find)
-                attendant.begin(ready=lambda path: screen.write(self._ready(path)))
-                try:
-                    yield
-                finally:
-                    attendant.close()
-            return
 
         def stop() -> None:
             from harness.targets import local
@@ -209,6 +199,17 @@ class _Session:
             with contextlib.suppress(errors.UsageError):  # it has ended by itself
                 local.stop(record.name, now=True, home=home)
             screen.write("you have quit the debugger: the job is killed")
+
+        if self._port is not None:
+            self._tell_editors(screen, self._port)
+            with self._port:
+                self._port.relay(attendant.find)
+                attendant.begin(ready=lambda path: screen.write(self._ready(path)), stop=stop)
+                try:
+                    yield
+                finally:
+                    attendant.close()
+            return
 
         with Terminal(screen, stop=stop) as terminal:
             attendant.begin(terminal=terminal)

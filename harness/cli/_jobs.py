@@ -137,7 +137,10 @@ def _with_iso_times(value: JsonObject) -> JsonObject:
 @click.option("--wait", is_flag=True, help="Return when the job has ended.")
 @json_option
 def stop(job: str, now: bool, wait: bool, as_json: bool) -> int:
-    """Stop JOB as StopTrainingJob does: SIGTERM, up to 120 seconds, SIGKILL."""
+    """Stop JOB as StopTrainingJob does: SIGTERM, up to 120 seconds, SIGKILL.
+
+    A job that stands in a debugger is killed at once."""
+    from harness.store import StopRequest
     from harness.targets import local
 
     with open_store() as store:
@@ -150,5 +153,5 @@ def stop(job: str, now: bool, wait: bool, as_json: bool) -> int:
     elif record.ended_for_good:
         print(f"{record.name} is {record.status}")
     else:
-        print(f"{'killing' if now else 'stopping'} {record.name}")
+        print(f"{'killing' if record.stop_request is StopRequest.KILL else 'stopping'} {record.name}")
     return errors.COMPLETED

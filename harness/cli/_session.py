@@ -127,14 +127,17 @@ def attend(
 
 
 def _interrupt(home: Home, name: str, count: int, *, grace: float) -> str:
+    from harness.store import StopRequest
     from harness.targets import local
 
     try:
-        local.stop(name, now=count > 1, home=home)
+        record = local.stop(name, now=count > 1, home=home)
     except errors.UsageError:
         return "the job has ended already"
     if count > 1:
         return "killing the job"
+    if record.stop_request is StopRequest.KILL:
+        return "killing the job: it stands in a debugger, where no SIGTERM can reach the script"
     return f"stopping as SageMaker does: SIGTERM, up to {grace:.0f} s, then SIGKILL; Ctrl-C again kills now"
 
 

@@ -21,6 +21,8 @@ __all__ = ["Attendant", "check_rank", "require_debugpy"]
 
 _POLL: Final = 0.05
 _ATTENDED: Final = "attended"
+_QUIT: Final = "quit"
+"""Made by the host when an editor wants the program ended."""
 
 
 def require_debugpy() -> None:
@@ -49,10 +51,16 @@ class Attendant:
         self._thread: threading.Thread | None = None
 
     def begin(
-        self, ready: Callable[[Path], None] = lambda _: None, terminal: Terminal | None = None
+        self,
+        ready: Callable[[Path], None] = lambda _: None,
+        terminal: Terminal | None = None,
+        stop: Callable[[], None] = lambda: None,
     ) -> Attendant:
-        """Attend from now on. `ready` is told each socket that appears; `terminal` is lent to them."""
-        self._thread = threading.Thread(target=self._run, args=(ready, terminal), name="debug", daemon=True)
+        """Attend from now on. `ready` is told each socket that appears; `terminal` is lent to them; `stop` is
+        called, once, when an editor wants the program ended."""
+        self._thread = threading.Thread(
+            target=self._run, args=(ready, terminal, stop), name="debug", daemon=True
+        )
         self._thread.start()
         return self
 
@@ -68,11 +76,17 @@ class Attendant:
         for _, file in self._held.values():
             file.close()
 
-    def _run(self, ready: Callable[[Path], None], terminal: Terminal | None) -> None:
+    def _run(
+        self, ready: Callable[[Path], None], terminal: Terminal | None, stop: Callable[[], None]
+    ) -> None:
         holding = threading.Thread(target=self._hold, name="debug-lock", daemon=True)
         holding.start()
         seen: set[tuple[Path, int]] = set()
+        stopped = False
         while not self._over.is_set():
+            if not stopped and next(self._hosts.glob(f"*/debug/{_QUIT}"), None) is not None:
+                stopped = True
+                stop()
             path = self.find()
             if path is not None:
                 with contextlib.suppress(OSError):  # it may just be going

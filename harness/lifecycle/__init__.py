@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from harness.lifecycle._entries import HostEntry, host_entries
     from harness.lifecycle._kept import kept_host
     from harness.lifecycle._owner import Taker, owned, recover, spawn
+    from harness.lifecycle._pause import stands
     from harness.lifecycle._post_mortem import Bundle, compose, read_bundle, source_digest
     from harness.lifecycle._supervisor import supervise
     from harness.lifecycle._warm import (
@@ -34,6 +35,7 @@ else:
             "_kept": ("kept_host",),
             "_owner": ("Taker", "owned", "recover", "spawn"),
             "_post_mortem": ("Bundle", "compose", "read_bundle", "source_digest"),
+            "_pause": ("stands",),
             "_supervisor": ("supervise",),
             "_warm": (
                 "Keepers",
@@ -67,6 +69,7 @@ __all__ = [
     "recover_warm",
     "source_digest",
     "spawn",
+    "stands",
     "supervise",
     "warm_sets",
 ]

@@ -15,9 +15,14 @@ from typing import Any
 from harness.lifecycle._debug import GO, PAUSED
 from harness.store import Store
 
-__all__ = ["Pause"]
+__all__ = ["Pause", "stands"]
 
 _KEY = "paused"
+
+
+def stands(hosts: Path) -> bool:
+    """Whether one of the hosts in that directory stands in a debugger now."""
+    return any(_locked(path) for path in hosts.glob(f"*/debug/{PAUSED}"))
 
 
 class Pause:
@@ -54,10 +59,10 @@ class Pause:
         if len(places) > 1 and any((place / GO).exists() for place in places):
             for place in places:
                 (place / GO).touch()
-        stands = any(_locked(place / PAUSED) for place in places)
-        if stands == self.standing:
+        standing = stands(self._hosts)
+        if standing == self.standing:
             return
-        if stands:
+        if standing:
             self._since = time.monotonic()
             self._keep(since=time.time())
         else:

@@ -175,10 +175,17 @@ def describe(name: str, *, home: Home | None = None) -> JsonObject:
 
 
 def stop(name: str, *, now: bool = False, home: Home | None = None) -> JobRecord:
-    """Ask for a stop (contract: G9), or with `now` for a kill; returns at once."""
+    """Ask for a stop (contract: G9), or with `now` for a kill; returns at once.
+
+    A job that stands in a debugger is killed: a SIGTERM would reach nothing that runs. What was asked for is
+    in the record's `stop_request`.
+    """
+    from harness.lifecycle import stands
+
     home = home or Home.find()
     with Store(home) as store:
-        record = store.request_stop(name, StopRequest.KILL if now else StopRequest.STOP)
+        kill = now or stands(home.job(name) / "hosts")
+        record = store.request_stop(name, StopRequest.KILL if kill else StopRequest.STOP)
         recover(home, store)
         return record
 

@@ -205,16 +205,17 @@ Types = Callable[..., Typist]
 
 
 def test_an_editor_attaches_steps_and_goes(debug: Debug, home: Path, engine_name: str) -> None:
-    """By the local path of a line; the script sees nothing of it; MaxRuntime doesn't count what it stands."""
-    session = debug(PLAIN, engine=engine_name, max_run=4)
+    """By the local path of a line; the script sees nothing of it; what it stands is counted apart."""
+    session = debug(PLAIN, engine=engine_name)
     client = session.client()
-    time.sleep(2)  # an editor that takes its time
+    begun = time.monotonic()
+    time.sleep(0.5)  # an editor that takes its time
+    stood = time.monotonic() - begun
     assert client.attach(session.mappings, {session.script: [6]}) == [True]
     thread, frame = client.stopped()
     assert (frame["name"], frame["line"], frame["source"]["path"]) == ("work", 6, str(session.script))
     assert client.locals(frame["id"]) == {"count": "5", "number": "0", "total": "0"}
     assert int(client.evaluate("len([count, total])", frame["id"])) == 2
-    time.sleep(3)
     client.ask("next", threadId=thread)
     thread, frame = client.stopped()
     assert frame["line"] == 5
@@ -230,7 +231,7 @@ def test_an_editor_attaches_steps_and_goes(debug: Debug, home: Path, engine_name
     assert "places []" in session.text
     job = the_job(home)
     assert job.archive() == {"model.txt": b"weights"}
-    assert job.record.result["paused"]["seconds"] > 4
+    assert job.record.result["paused"]["seconds"] > stood - 0.2
     assert not processes_of(job)
 
 
@@ -278,14 +279,40 @@ def test_a_job_without_a_network(debug: Debug) -> None:
 
 
 def test_an_uncaught_exception_stops_an_editor_that_asks_for_it(debug: Debug) -> None:
+    """Once, also one that asks for those that are raised as well."""
     session = debug("def fail(secret):\n    return [1][secret]\n\nfail(7)\n", engine="sandbox")
     client = session.client()
-    client.attach(session.mappings, {}, filters=("uncaught",))
-    thread, frame = client.stopped()
-    assert (frame["line"], client.locals(frame["id"])["secret"]) == (2, "7")
-    client.ask("continue", threadId=thread)
+    client.attach(session.mappings, {}, filters=("raised", "uncaught"))
+    seen = []
+    for _ in ("in fail", "in its caller", "uncaught"):
+        thread, frame = client.stopped()
+        how = client.ask("exceptionInfo", threadId=thread)["breakMode"]
+        seen.append((how, frame["line"], client.locals(frame["id"]).get("secret")))
+        client.ask("continue", threadId=thread)
+    assert seen == [("always", 2, "7"), ("always", 4, None), ("unhandled", 2, "7")]
     assert session.end() == FAILED
     assert "IndexError" in session.text
+
+
+@pytest.mark.parametrize("command", ["terminate", "disconnect"])
+def test_an_editor_ends_the_program(debug: Debug, command: str) -> None:
+    """The job is killed, as by the debugger's `q`; it doesn't end as if its work was done."""
+    session = debug(PLAIN, engine="sandbox")
+    client = session.client()
+    client.attach(session.mappings, {session.script: [6]})
+    client.stopped()
+    client.send(command, **({"terminateDebuggee": True} if command == "disconnect" else {}))
+    assert session.end() == STOPPED, session.text
+    assert "you have quit the debugger: the job is killed" in session.text
+
+
+def test_ctrl_c_while_nobody_is_attached(debug: Debug) -> None:
+    """There is nothing that a SIGTERM could reach, so nobody waits for the grace to be over."""
+    session = debug(PLAIN, engine="sandbox", local={"stop_grace": 600})
+    session.until("attach to")
+    session.process.send_signal(signal.SIGINT)
+    assert session.end() == INTERRUPTED
+    assert "killing the job: it stands in a debugger" in session.text
 
 
 @pytest.mark.parametrize(
@@ -442,6 +469,14 @@ def test_post_mortem_runs_free_until_it_fails(typist: Types, engine_name: str) -
     assert "own hook" in it.seen
 
 
+def test_no_time_limit_counts_what_the_script_stands(typist: Types) -> None:
+    it = typist("print('begin', flush=True)\n", "--pdb", engine="sandbox", max_run=4)
+    it.expect("(Pdb) ")
+    time.sleep(4.5)
+    it.type("c\r")
+    assert it.end() == COMPLETED, it.seen
+
+
 def test_breakpoints_without_waiting(typist: Types) -> None:
     script = "for number in range(2):\n    breakpoint()\n    print('after', number, flush=True)\n"
     it = typist(script, "--pdb", "--no-wait", engine="sandbox")
@@ -455,14 +490,13 @@ def test_breakpoints_without_waiting(typist: Types) -> None:
 
 
 def test_ctrl_c_stops_a_script_that_runs_and_ctrl_backslash_one_that_stands(typist: Types) -> None:
-    it = typist("import time\nprint('begin', flush=True)\ntime.sleep(60)\n", "--pdb", engine="sandbox")
+    script = "import time\nprint('begin', flush=True)\ntime.sleep(60)\n"
+    it = typist(script, "--pdb", engine="sandbox", local={"stop_grace": 600})
     it.expect("(Pdb) ")
     it.type("\x1c")
-    it.expect("stopping as SageMaker does")
+    it.expect("killing the job: it stands in a debugger")
     assert it.end() == INTERRUPTED
-    it = typist(
-        "import time\nprint('begin', flush=True)\ntime.sleep(60)\n", "--post-mortem", engine="sandbox"
-    )
+    it = typist(script, "--post-mortem", engine="sandbox", local={"stop_grace": 0.5})
     it.expect("\x1b[0mbegin")
     it.type("\x03")
     it.expect("stopping as SageMaker does")

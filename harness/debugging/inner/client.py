@@ -24,6 +24,8 @@ def begin(files: Any, rank: int, script: Any) -> None:
     debugpy, port = _listen(files, config["debugpy"], tuple(config["debugpy_needs"]))
     sys.breakpointhook = debugpy.breakpoint
     _forget_in_children()
+    if config["wait"]:
+        files.pause()  # before anybody can know that it stands
     _relay(files, rank, port)
     if config["wait"]:
         _await(debugpy, files, rank)
@@ -38,8 +40,30 @@ def _see_uncaught(debugpy: Any, files: Any) -> None:
     if getattr(constants, "PYDEVD_USE_SYS_MONITORING", False):
         return
     tell = getattr(debugpy, "trigger_exception_handler", None)
-    if tell is not None:
-        files.on_uncaught(lambda value, traceback: tell((type(value), value, traceback)))
+    if tell is None:
+        return
+    seen = _seen_by_pydevd()
+
+    def uncaught(value: BaseException, traceback: Any) -> None:
+        if not any(each is value for each in seen):
+            tell((type(value), value, traceback))
+
+    files.on_uncaught(uncaught)
+
+
+def _seen_by_pydevd() -> list[BaseException]:
+    """The uncaught exceptions that it saw by itself; with "raised" it traces the outermost frame as well."""
+    seen: list[BaseException] = []
+    pydevd: Any = sys.modules["pydevd"].get_global_debugger()
+    before = getattr(pydevd, "stop_on_unhandled_exception", None)
+    if before is not None:
+
+        def stop(debugger: Any, thread: Any, information: Any, exception: Any) -> Any:
+            seen.append(exception[1])
+            return before(debugger, thread, information, exception)
+
+        pydevd.stop_on_unhandled_exception = stop
+    return seen
 
 
 def _listen(files: Any, place: str, needs: Any) -> Any:
@@ -106,7 +130,6 @@ def _await(debugpy: Any, files: Any, rank: int) -> None:
 
     thread: Any = threading.Thread(target=watch, daemon=True)
     thread.pydev_do_not_trace = thread.is_pydev_daemon_thread = True
-    files.pause()
     thread.start()
     debugpy.wait_for_client()
     over.set()

@@ -13,6 +13,7 @@ import os
 import socket
 import sys
 import threading
+import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -60,30 +61,43 @@ class Pause:
             self._file = None
 
 
-class Messages:
-    """Cuts what the debugger says into messages of its protocol, and sees whether the program stands."""
+class Cutter:
+    """Cuts one direction of a connection into messages of the protocol."""
 
-    def __init__(self, pause: Pause) -> None:
-        self._pause = pause
+    def __init__(self) -> None:
         self._rest = b""
-        self.left = False
-        """The editor has left, and the debugger let go of the program."""
 
-    def feed(self, data: bytes) -> None:
+    def feed(self, data: bytes) -> list[Any]:
+        """The messages that are whole by now."""
         self._rest += data
+        found: list[Any] = []
         while True:
             head, separator, body = self._rest.partition(b"\r\n\r\n")
             if not separator:
-                return
+                return found
             length = next(
                 int(line.partition(b":")[2])
                 for line in head.split(b"\r\n")
                 if line.lower().startswith(b"content-length:")
             )
             if len(body) < length:
-                return
+                return found
             self._rest = body[length:]
-            self._take(json.loads(body[:length].decode("utf-8")))
+            found.append(json.loads(body[:length].decode("utf-8")))
+
+
+class Messages:
+    """What the debugger says: whether the program stands, and whether it was let go of."""
+
+    def __init__(self, pause: Pause) -> None:
+        self._pause = pause
+        self._cutter = Cutter()
+        self.left = False
+        """The editor has left, and the debugger let go of the program."""
+
+    def feed(self, data: bytes) -> None:
+        for message in self._cutter.feed(data):
+            self._take(message)
 
     def _take(self, message: Any) -> None:
         if message.get("type") == "event":
@@ -97,7 +111,7 @@ class Messages:
             self.left |= message.get("command") in ("disconnect", "terminate")
 
 
-def _serve(client: socket.socket, port: int, pause: Pause, turn: threading.Lock) -> None:
+def _serve(client: socket.socket, port: int, pause: Pause, turn: threading.Lock, quit_path: str) -> None:
     """One editor at a time, and each leaves properly: one that came before would be sent away, with the words
     that the program is already being debugged."""
     with turn:
@@ -107,7 +121,7 @@ def _serve(client: socket.socket, port: int, pause: Pause, turn: threading.Lock)
             client.close()  # the program has ended
             return
         messages = Messages(pause)
-        there = threading.Thread(target=_forward, args=(client, debugger, messages), daemon=True)
+        there = threading.Thread(target=_forward, args=(client, debugger, messages, quit_path), daemon=True)
         there.start()
         try:
             while not messages.left:
@@ -128,13 +142,25 @@ def _serve(client: socket.socket, port: int, pause: Pause, turn: threading.Lock)
             end.close()
 
 
-def _forward(client: socket.socket, debugger: socket.socket, messages: Messages) -> None:
+def _ends_the_program(message: Any) -> bool:
+    arguments = message.get("arguments") or {}
+    command = message.get("command")
+    return command == "terminate" or (command == "disconnect" and bool(arguments.get("terminateDebuggee")))
+
+
+def _forward(client: socket.socket, debugger: socket.socket, messages: Messages, quit_path: str) -> None:
     """What the editor says; when it has gone without a word, its leave."""
+    cutter = Cutter()
     try:
         while True:
             data = client.recv(65536)
             if not data:
                 break
+            if any(_ends_the_program(message) for message in cutter.feed(data)):
+                # The debugger would end the program with exit code 0, as if it had done its work. `harness
+                # debug` kills the job, and us with it.
+                os.close(os.open(quit_path, os.O_WRONLY | os.O_CREAT, 0o666))
+                time.sleep(_LEAVE)
             debugger.sendall(data)
     except OSError:
         pass  # one of them is gone: the same as its end
@@ -186,6 +212,7 @@ def main() -> None:
     born = _born(program)
     pause = Pause(os.path.join(place, "paused"))
     turn = threading.Lock()
+    quit_path = os.path.join(place, "quit")
     listener.settimeout(_POLL)
     while born is not None and _born(program) == born:
         try:
@@ -193,7 +220,7 @@ def main() -> None:
         except TimeoutError:
             continue
         client.setblocking(True)
-        threading.Thread(target=_serve, args=(client, port, pause, turn), daemon=True).start()
+        threading.Thread(target=_serve, args=(client, port, pause, turn, quit_path), daemon=True).start()
     os._exit(0)
 
 
