@@ -150,9 +150,12 @@ class _Page:
         callers = [
             f"{_place(each)} in {each['function']}  {each['source']}"
             for each in reversed(told["frames"][:at])
+            if not each["file"].startswith("<frozen ")
         ]
         called = [
-            f"{_place(each)} in {each['function']}  {each['source']}" for each in told["frames"][at + 1 :]
+            f"{_place(each)} in {each['function']}  {each['source']}"
+            for each in told["frames"][at + 1 :]
+            if not each["file"].startswith("<frozen ")
         ]
         return [
             *self._entry("called by", callers[:3], cut=True),
@@ -168,7 +171,8 @@ class _Page:
             row = f"{name}{host['exit_code']} ({host['exit_words']})"
             if host["script_exit_code"] is not None:
                 by = host["failed_step"] or "the toolkit"
-                row = f"{name}{host['exit_code']} from {by}; the script's own: {host['script_exit_code']}"
+                whose = "pip" if bundle["verdict"]["kind"] == "install" else "the script"
+                row = f"{name}{host['exit_code']} from {by}; {whose}'s own: {host['script_exit_code']}"
                 row += f" ({host['script_exit_words']})"
             rows.append(row)
         return self._entry("exit", rows[: None if self._full else 4])
@@ -257,9 +261,12 @@ class _Page:
         known = {each["pid"] for look in bundle["looks"].values() for each in look["processes"]}
         kernel = bundle["kernel"]["lines"]
         if not self._full:  # what it says of processes that may be others' is in the bundle
-            kernel = [each for each in kernel if each["pid"] is None or each["pid"] in known][-2:]
-        rows += [f"kernel: {each['text']}" for each in kernel]
-        return self._entry("last seen", rows[: None if self._full else 4], cut=True)
+            kernel = [each for each in kernel if each["pid"] in known][-1:]
+        said = [f"{'' if number else 'kernel':<11}{each['text']}" for number, each in enumerate(kernel)]
+        return [
+            *self._entry("last seen", rows[: None if self._full else 4]),
+            *(self._cut(f"  {_terminal.harmless(line)}") for line in said),
+        ]
 
     def _last_stacks(self, bundle: Mapping[str, Any]) -> list[str]:
         if not bundle["stacks"]:
@@ -270,8 +277,14 @@ class _Page:
         moment = time.strftime("%H:%M:%S", time.localtime(stacks["at"]))
         if stacks["problem"]:
             return self._entry("stacks", [stacks["problem"]])
+        from harness.telemetry import awaited_worker, read_stacks
+
+        taken = read_stacks(stacks)
+        awaited = {worker.pid for each in taken.scripts if (worker := awaited_worker(taken, each))}
         shown = [
-            each for each in stacks["stacks"] if each["frames"] and (self._full or each["role"] == "script")
+            each
+            for each in stacks["stacks"]
+            if each["frames"] and (self._full or each["role"] == "script" or each["pid"] in awaited)
         ]
         shown = shown or [each for each in stacks["stacks"] if each["frames"]]
         shown.sort(key=lambda each: (each["role"] != "script", each["rank"] is None, each["rank"] or 0))
@@ -279,7 +292,7 @@ class _Page:
         lines = ["", f"  at {moment}, innermost first:"]
         most = len(shown) if self._full else 8
         for each in shown[:most]:
-            who = f"rank {each['rank']}" if each["rank"] is not None else each["role"]
+            who = f"rank {each['rank']}" if each["rank"] is not None else str(each["role"])
             lines.append(
                 self._cut(f"  {self._screen.style(who, 'bold')} ({each['host']}, process {each['pid']})")
             )

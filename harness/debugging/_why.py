@@ -147,7 +147,13 @@ def _living(evidence: Mapping[str, Any]) -> dict[str, list[int]]:
 
 
 def _commands(record: JobRecord, bundle: Mapping[str, Any]) -> tuple[str, ...]:
-    commands = [f"harness shell {record.name} --post-mortem", f"harness rerun {record.name}"]
+    host = bundle["verdict"]["host"]
+    which = (
+        f" --host {host}"
+        if len(bundle["hosts"]) > 1 and host not in (None, bundle["hosts"][0]["name"])
+        else ""
+    )
+    commands = [f"harness shell {record.name} --post-mortem{which}", f"harness rerun {record.name}"]
     origin = str(record.spec.get("origin", ""))
     if bundle["verdict"]["kind"] == "exception" and Path(origin).is_file():
         commands.insert(1, f"harness debug {origin} --post-mortem")

@@ -16,7 +16,16 @@ from typing import Any, Final
 from harness._values import dataclass, field
 from harness.model import JsonObject
 from harness.quantities import size
-from harness.telemetry import Frame, Scan, Stacks, Traceback, is_own_code, short_path, standstill
+from harness.telemetry import (
+    Frame,
+    Scan,
+    Stacks,
+    Traceback,
+    awaited_worker,
+    is_own_code,
+    short_path,
+    standstill,
+)
 
 __all__ = ["Facts", "HostFacts", "Verdict", "exit_words", "judge", "own_code"]
 
@@ -343,7 +352,10 @@ def _exception(facts: Facts, host: HostFacts) -> Verdict | None:
         return None
     rank = _rank(facts, host, traceback)
     frame = own_code(traceback)
-    innermost = traceback.frames[-1] if traceback.frames else None
+    shown = [
+        each for each in traceback.frames if not each.file.startswith("<frozen ")
+    ]  # nobody can read those
+    innermost = shown[-1] if shown else None
     place = "the script"
     if frame is not None:
         place = f"{short_path(frame.file)}:{frame.line}"
@@ -439,7 +451,8 @@ def _standing(facts: Facts, kind: str, sentence: str) -> Verdict:
         scripts = [each for each in stacks.scripts if each.frames]
         at = next((each for each in scripts if found and each.pid in found.pids), next(iter(scripts), None))
         if at is not None:
-            frame, rank, host = at.own, at.rank, at.host
+            worker = awaited_worker(stacks, at)
+            frame, rank, host = (worker or at).own, at.rank, at.host
     return Verdict(kind=kind, sentence=sentence, host=host, rank=rank, frame=frame)
 
 
@@ -466,19 +479,25 @@ def _about(facts: Facts, host: HostFacts, traceback: Traceback) -> list[str]:
             f"Put {found[1]} into requirements.txt in source_dir: the toolkit installs it, here and in the cloud."
         )
     elif kind == "KeyError" and (found := re.search(r"SM_CHANNEL_(\w+)", message)):
-        names = ", ".join(each["ChannelName"] for each in facts.request.get("InputDataConfig", ())) or "none"
-        advice.append(f"The job has no channel {found[1].lower()}: its channels are {names}.")
+        advice.append(_no_channel(facts, found[1].lower()))
     elif kind == "FileNotFoundError" and (found := re.search(r"/opt/ml/input/data/([\w.-]+)", message)):
-        channels = [each["ChannelName"] for each in facts.request.get("InputDataConfig", ())]
-        if found[1] not in channels:
-            advice.append(
-                f"The job has no channel {found[1]}: its channels are {', '.join(channels) or 'none'}."
-            )
+        if found[1] not in _channels(facts):
+            advice.append(_no_channel(facts, found[1]))
     elif "Address already in use" in message:
         advice.append(
             "Another process has that port: of the script's own making, or of another job in the sandbox."
         )
     return advice
+
+
+def _channels(facts: Facts) -> list[str]:
+    return [str(each["ChannelName"]) for each in facts.request.get("InputDataConfig", ())]
+
+
+def _no_channel(facts: Facts, name: str) -> str:
+    names = _channels(facts)
+    has = f"its channels are {', '.join(names)}" if names else "it has none"
+    return f'The job has no channel {name}, {has}: give it one under [inputs] in the spec, {name} = "…".'
 
 
 def _shm_advice(host: HostFacts) -> str:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from harness.telemetry._stacks import Stack, Stacks, standstill
+from harness.telemetry._stacks import Stack, Stacks, awaited_worker, short_path, standstill
 
 __all__ = ["HangDetector", "describe_hang"]
 
@@ -117,6 +117,12 @@ def describe_hang(stacks: Stacks, quiet: float) -> str:
     scripts = [stack for stack in stacks.scripts if stack.frames]
     if scripts:
         first = scripts[0]
+        if (worker := awaited_worker(stacks, first)) is not None and first.own is not None:
+            line = f"{short_path(first.own.file)}:{first.own.line}"
+            return (
+                f"a worker (process {worker.pid}) stands at {worker.where}, and the script waits for it at {line} "
+                f"({silence} and nothing moves)"
+            )
         inner = first.frames[0]
         of = f", in {inner.function}" if first.own is not None and inner != first.own else ""
         return f"the script stands at {first.where}{of} ({silence} and it doesn't move)"

@@ -23,6 +23,7 @@ __all__ = [
     "Stack",
     "Stacks",
     "Standstill",
+    "awaited_worker",
     "is_own_code",
     "read_stacks",
     "short_path",
@@ -57,6 +58,9 @@ _COLLECTIVES: Final = (
     "allgather",
     "synchronize",
 )
+_CHILD: Final = "multiprocessing/process.py"
+_WAITS: Final = ("/multiprocessing/", "torch/utils/data/", "concurrent/futures/")
+"""Where a process is that waits for one that it started."""
 _BACKWARD: Final = ("torch/autograd/__init__.py", "torch/autograd/graph.py", "torch/_tensor.py")
 
 Role = Literal["script", "worker", "launcher", "other"]
@@ -80,11 +84,22 @@ class Stack:
     """Of its other threads, by name."""
     problem: str = ""
     """Why there are no frames."""
+    script: int | None = None
+    """Of a worker: the process of the script that it belongs to."""
 
     @property
     def own(self) -> Frame | None:
-        """The innermost frame in the user's own code."""
-        return next((frame for frame in self.frames if is_own_code(frame.file)), None)
+        """The innermost frame in the user's own code; not one that a forked worker has from its parent."""
+        for frame in self.frames:
+            if is_own_code(frame.file):
+                return frame
+            if (
+                self.role == "worker"
+                and frame.file.endswith(_CHILD)
+                and frame.function.endswith("_bootstrap")
+            ):
+                return None
+        return None
 
     @property
     def collective(self) -> str | None:
@@ -324,14 +339,15 @@ def _with_roles(stacks: Sequence[Stack], parents: Mapping[int, int]) -> list[Sta
         own = {stack.pid for stack in stacks if stack.frames and stack.pid not in launchers}
     roles: list[Stack] = []
     for stack in stacks:
-        above, parent = False, parents.get(stack.pid)
+        above: int | None = None
+        parent = parents.get(stack.pid)
         seen: set[int] = set()
         while parent is not None and parent not in seen:
             seen.add(parent)
-            above |= parent in own
+            above = parent if parent in own else above
             parent = parents.get(parent)
         role: Role
-        if above:
+        if above is not None:
             role = "worker"
         elif stack.pid in own:
             role = "script"
@@ -339,7 +355,8 @@ def _with_roles(stacks: Sequence[Stack], parents: Mapping[int, int]) -> list[Sta
             role = "launcher"
         else:
             role = "other"
-        roles.append(dataclasses.replace(stack, role=role, rank=stack.rank if role == "script" else None))
+        rank = stack.rank if role == "script" else None
+        roles.append(dataclasses.replace(stack, role=role, rank=rank, script=above))
     return roles
 
 
@@ -353,6 +370,15 @@ def _is_launcher(stack: Stack) -> bool:
 
 
 # ----------------------------------------------------------------------------------------- judging
+
+
+def awaited_worker(stacks: Stacks, script: Stack) -> Stack | None:
+    """The worker that a process of the script waits for: one that is in the user's code, as an idle one isn't."""
+    inner = script.frames[: script.frames.index(script.own)] if script.own is not None else ()
+    if not any(part in frame.file for frame in inner for part in _WAITS):
+        return None
+    workers = (each for each in stacks.stacks if each.script == script.pid and each.own is not None)
+    return next(workers, None)
 
 
 def standstill(stacks: Stacks) -> Standstill | None:
@@ -370,6 +396,8 @@ def standstill(stacks: Stacks) -> Standstill | None:
     if elsewhere and len(elsewhere) < len(ranks):
         numbers = tuple(stack.rank for stack in elsewhere if stack.rank is not None)
         place = f" (at {elsewhere[0].where})" if elsewhere[0].where else ""
+        if (worker := awaited_worker(stacks, elsewhere[0])) is not None:
+            place = f" (at {elsewhere[0].where}, waiting for its worker, which is at {worker.where})"
         return Standstill(
             sentence=f"{_named(elsewhere)} {'is' if len(elsewhere) == 1 else 'are'} behind{place}: "
             f"{_all_others(waiting, ranks)} in {_operations(waiting)}",

@@ -155,6 +155,8 @@ class _Open:
         return bool(_FRAME.match(line)) or line.startswith(("  +", "  |", "    +"))
 
     def add(self, line: str) -> None:
+        if not line.strip():
+            return  # the toolkit's, which makes lines of pieces
         if len(self.lines) < _KEEP_LINES:
             self.lines.append(line)
         if found := _FRAME.match(line):
@@ -271,16 +273,20 @@ class _Scanner:
         if self._message is None or not self.done or self.done[-1] is not self._message[0]:
             return
         done, count = self._message
+        if not line.strip() and done.text.rstrip().endswith(":") and not done.message:
+            return
         if not line.strip() or count >= 12 or self._open or _LOGGED.match(line):
             self._message = None
             return
-        longer = Traceback(
-            type=done.type,
-            message=f"{done.message}\n{line}"[:_KEEP_MESSAGE],
-            frames=done.frames,
-            text=f"{done.text}\n{line}",
-            rank=done.rank,
-            at=done.at,
+        # Without Python's buffer (PYTHONUNBUFFERED) type, colon and message are written one by one, and AWS's
+        # toolkit makes a line of whatever it gets at a time.
+        torn = not done.message and (line.startswith(":") or done.text.rstrip().endswith(":"))
+        longer = dataclasses.replace(
+            done,
+            message=line.lstrip(": ") if torn else f"{done.message}\n{line}"[:_KEEP_MESSAGE],
+            text=f"{done.text.rstrip()}{'' if line.startswith(':') else ' '}{line}"
+            if torn
+            else f"{done.text}\n{line}",
             said_after=self._said,
         )
         self.done[-1] = longer

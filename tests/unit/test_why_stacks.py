@@ -248,3 +248,32 @@ def test_names_that_look_like_secrets() -> None:
 
 def test_the_stack_class_is_a_value() -> None:
     assert dataclasses.replace(sleeping(0), rank=3).rank == 3
+
+
+LOADER = "/usr/lib/python3/site-packages/torch/utils/data/dataloader.py"
+BOOTSTRAP = "/usr/lib/python3.11/multiprocessing/process.py:314:BaseProcess._bootstrap"
+
+
+def worker(*places: str, pid: int, script: int = 100) -> Stack:
+    """A forked one: below its own frames it has those of its parent."""
+    told = stack(None, *places, BOOTSTRAP, "train.py:13:<module>", pid=pid)
+    return dataclasses.replace(told, role="worker", script=script)
+
+
+def test_the_worker_that_a_script_waits_for_is_named() -> None:
+    waits = stack(None, f"{LOADER}:1293:_try_get_data", "train.py:13:<module>", pid=100)
+    idle = worker("/usr/lib/python3.11/selectors.py:415:select", pid=101)
+    stuck = worker("lib.py:9:stuck", "lib.py:5:__getitem__", pid=102)
+    told = describe_hang(taken(waits, idle, stuck), 9)
+    assert told.startswith(
+        "a worker (process 102) stands at lib.py:9 in stuck, and the script waits for it at train.py:13"
+    )
+    assert "train.py:13" in describe_hang(taken(waits, idle), 9)
+    assert "worker" not in describe_hang(taken(waits, idle), 9)
+    # One that goes its own way is no one's that is waited for.
+    assert "worker" not in describe_hang(taken(stack(None, "train.py:14:save", pid=100), stuck), 9)
+    behind = standstill(taken(reducing(0, pid=99), dataclasses.replace(waits, rank=1), stuck, size=2))
+    assert behind is not None
+    assert behind.sentence.startswith(
+        "rank 1 is behind (at train.py:13 in <module>, waiting for its worker, which is at lib.py:9 in stuck)"
+    )

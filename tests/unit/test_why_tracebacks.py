@@ -231,3 +231,36 @@ def test_a_flood_of_heads_takes_no_time() -> None:
 )
 def test_halves_are_no_tracebacks(lines: list[str]) -> None:
     assert scan(lines).tracebacks == ()
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        "KeyError\n:\n'label'",
+        "KeyError: \n'label'",
+        "KeyError\n: 'label'",
+        "KeyError:\n\n'label'",
+        "KeyError: 'label'",
+    ],
+)
+def test_a_traceback_that_came_in_pieces(end: str) -> None:
+    """Without Python's buffer it is written piece by piece, and AWS's toolkit makes a line of each it reads."""
+    lines = [
+        "Traceback (most recent call last):",
+        'File "/opt/ml/code/train.py", line 5, in <module>',
+        "",
+        "load()",
+        "",
+        'File "/opt/ml/code/train.py", line 4, in load',
+        "",
+        'raise KeyError("label")',
+        "",
+        *end.split("\n"),
+        "",
+        "2026-11-23 12:35:36,104 sagemaker-training-toolkit INFO     Done waiting for a return code.",
+    ]
+    (found,) = scan(lines).tracebacks
+    assert (found.type, found.message) == ("KeyError", "'label'")
+    assert [frame.source for frame in found.frames] == ["load()", 'raise KeyError("label")']
+    assert found.text.endswith("KeyError: 'label'")
+    assert "\n\n" not in found.text

@@ -247,7 +247,7 @@ def test_who_sent_sigkill_where_it_is_known() -> None:
     ("message", "advice"),
     [
         ("ModuleNotFoundError: No module named 'sklearn.svm'", "Put sklearn into requirements.txt"),
-        ("KeyError: 'SM_CHANNEL_VALID'", "The job has no channel valid: its channels are train."),
+        ("KeyError: 'SM_CHANNEL_VALID'", "The job has no channel valid, its channels are train: give it one"),
         (
             "FileNotFoundError: [Errno 2] No such file: '/opt/ml/input/data/test/x'",
             "The job has no channel test",
