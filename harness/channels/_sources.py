@@ -48,7 +48,7 @@ def materialise_source(upload: Upload, objects: ObjectStore) -> Materialised:
     """Put the source of a job at `upload.uri`: sourcedir.tar.gz, packed as the SDK packs it.
 
     A directory's contents are the archive's root, dependencies beside them under their own names, links
-    followed, nothing left out. A ready tar.gz is stored as it is. The same tree gives the same bytes.
+    followed, nothing left out but editors' locks, of which the warnings tell. A ready tar.gz is stored as it is. The same tree gives the same bytes.
     Raises SpecError when something isn't there or can't be read (a dangling link too), DiskError when the
     store can't take it.
     """
@@ -66,11 +66,12 @@ def materialise_source(upload: Upload, objects: ObjectStore) -> Materialised:
         dependency.absolute() for dependency in upload.dependencies
     ]
     files = total = 0
+    locks: list[Path] = []
     archive = objects.private("tmp") / f"{os.getpid()}.{os.urandom(8).hex()}.tar.gz"
     try:
         with open_archive(archive) as tar:
             for top in tops:
-                for name, place, status in _members(top, top.name, ()):
+                for name, place, status in _members(top, top.name, (), locks):
                     info = _header(name, status)
                     if info.isreg():
                         files += 1
@@ -89,12 +90,19 @@ def materialise_source(upload: Upload, objects: ObjectStore) -> Materialised:
     finally:
         archive.unlink(missing_ok=True)
     warnings: tuple[str, ...] = ()
+    if locks:
+        names = ", ".join(sorted(lock.name for lock in locks))
+        text = (
+            f"not packed: {names} in {locks[0].parent}, an editor's lock: the file has changes that aren't saved, "
+            "and the SDK would fail on the lock with FileNotFoundError"
+        )
+        warnings = (text,)
     if total > _BIG:
         text = (
             f"the source {path} holds {total / 1e6:,.0f} MB, all of it packed and uploaded for every job, "
             "as the SDK does: keep data, checkpoints and .git out of source_dir"
         )
-        warnings = (text,)
+        warnings = (*warnings, text)
     return Materialised(uri=upload.uri, files=files, size=info_.size, warnings=warnings)
 
 
@@ -133,11 +141,18 @@ def extract_source(
     return Extracted(files=files)
 
 
-def _members(path: Path, name: str, above: tuple[str, ...]) -> Iterator[tuple[str, Path, os.stat_result]]:
-    """The file or tree at `path`, links followed."""
+def _members(
+    path: Path, name: str, above: tuple[str, ...], locks: list[Path]
+) -> Iterator[tuple[str, Path, os.stat_result]]:
+    """The file or tree at `path`, links followed; editors' locks go to `locks` instead."""
     try:
         status = path.stat()
     except FileNotFoundError as error:
+        from harness.spec import is_editor_lock
+
+        if is_editor_lock(path):
+            locks.append(path)
+            return
         what = "is a symbolic link to nothing" if path.is_symlink() else "does not exist"
         raise SpecError(f"can't pack the source: {path} {what}; remove or repair it") from error
     yield name, path, status
@@ -146,7 +161,7 @@ def _members(path: Path, name: str, above: tuple[str, ...]) -> Iterator[tuple[st
         if real in above:
             raise SpecError(f"can't pack the source: {path} is a symbolic link to a directory above itself")
         for child in sorted(path.iterdir()):
-            yield from _members(child, f"{name}/{child.name}", (*above, real))
+            yield from _members(child, f"{name}/{child.name}", (*above, real), locks)
 
 
 def _header(name: str, status: os.stat_result) -> tarfile.TarInfo:

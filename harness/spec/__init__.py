@@ -9,6 +9,16 @@ from __future__ import annotations
 from harness.spec._check import check
 from harness.spec._load import compile_table, load, parse_set, read
 from harness.spec._names import timestamped
+from harness.spec._source import is_editor_lock
 from harness.spec._training import TrainingSpec
 
-__all__ = ["TrainingSpec", "check", "compile_table", "load", "parse_set", "read", "timestamped"]
+__all__ = [
+    "TrainingSpec",
+    "check",
+    "compile_table",
+    "is_editor_lock",
+    "load",
+    "parse_set",
+    "read",
+    "timestamped",
+]

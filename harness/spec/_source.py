@@ -58,6 +58,14 @@ def find_source(words: Words, *, job_name: str, output_path: str) -> Source | No
     return Source(uri=uri, program=entry, upload=upload)
 
 
+def is_editor_lock(path: Path) -> bool:
+    """Whether it is what Emacs puts beside a file with unsaved changes: a link `.#name` to nothing.
+
+    The SDK's archive fails on one with FileNotFoundError; ours leaves it out, and says so.
+    """
+    return path.name.startswith(".#") and path.is_symlink() and not path.exists()
+
+
 def _entry(words: Words, path: Path, entry: str, directory: str | None = None) -> Path:
     if path.is_file():
         return path
@@ -98,7 +106,7 @@ def _readable_tree(words: Words, folder: Path, what: str) -> None:
     for root, directories, files in os.walk(folder, onerror=unreadable):
         for name in (*directories, *files):
             path = Path(root, name)
-            if path.is_symlink() and not path.exists():
+            if path.is_symlink() and not path.exists() and not is_editor_lock(path):
                 raise words.error(
                     f"{what} has a dangling link: {path.relative_to(folder)} points to {path.readlink()}, "
                     "which is not there; remove it or mend it"

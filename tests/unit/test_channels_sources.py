@@ -39,6 +39,19 @@ def tree(root: Path) -> dict[str, str]:
     return {str(path.relative_to(root)): path.read_text() for path in root.rglob("*") if path.is_file()}
 
 
+def test_an_editor_s_lock_is_left_out_and_told(store: ObjectStore, source: Path, tmp_path: Path) -> None:
+    (source / "pkg/.#__init__.py").symlink_to("me@here.4711:1700000000")
+    done = materialise_source(Upload(path=source, uri=URI, kind="source", entry_point="train.py"), store)
+    assert done.files == 4
+    (told,) = done.warnings
+    assert told.startswith(f"not packed: .#__init__.py in {source / 'pkg'}, an editor's lock")
+    extract_source(URI, store, tmp_path / "got")
+    assert not list(tmp_path.glob("got/pkg/.#*"))
+    (source / "weights").symlink_to("nowhere")
+    with pytest.raises(SpecError, match="is a symbolic link to nothing"):
+        materialise_source(Upload(path=source, uri=URI, kind="source", entry_point="train.py"), store)
+
+
 def test_a_directory_goes_there_and_back(store: ObjectStore, source: Path, tmp_path: Path) -> None:
     library = tmp_path / "library"
     library.mkdir()

@@ -373,6 +373,8 @@ def test_a_dangling_link_in_source_dir_is_named(project: Path) -> None:
     (project / "code" / "deep" / "weights").unlink()
     (project / "code" / "deep" / "script").symlink_to("../train.py")
     assert compiled(project).uploads[0].path == project / "code"
+    (project / "code" / ".#train.py").symlink_to("me@here.4711:1700000000")  # Emacs: unsaved changes
+    assert compiled(project).uploads[0].path == project / "code"
     (project / "code2").symlink_to("nowhere")
     assert "source_dir code2 is a dangling link" in refused(project, overrides={"source_dir": "code2"})
 
