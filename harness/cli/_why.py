@@ -211,6 +211,10 @@ class _Page:
             + (f", +{each['added']} −{each['removed']} lines" if each["added"] or each["removed"] else "")
             for each in changes["files"]
         ]
+        rows += [
+            f"{each['path']} (package): {_value(each['before'])} → {_value(each['after'])}"
+            for each in changes.get("packages", ())
+        ]
         if changes["problem"]:
             rows.append(changes["problem"])
         if not rows:

@@ -14,7 +14,7 @@ from harness._values import dataclass
 from harness.model import JsonObject
 from harness.objects import ObjectStore
 from harness.store import JobRecord, Store
-from harness.telemetry import HIDDEN, is_secret
+from harness.telemetry import HIDDEN, is_secret, read_packages
 
 __all__ = ["Change", "Changes", "FileChange", "changes_since_good", "last_good", "source_path"]
 
@@ -67,6 +67,8 @@ class Changes:
     since_ended: float | None = None
     request: tuple[Change, ...] = ()
     machine: tuple[Change, ...] = ()
+    packages: tuple[Change, ...] = ()
+    """Python packages whose version is another; empty too where the hosts' packages aren't known."""
     files: tuple[FileChange, ...] = ()
     diff: str = ""
     """Of the text files, unified."""
@@ -75,7 +77,7 @@ class Changes:
 
     @property
     def nothing(self) -> bool:
-        return not (self.request or self.machine or self.files or self.problem)
+        return not (self.request or self.machine or self.packages or self.files or self.problem)
 
 
 def changes_since_good(store: Store, record: JobRecord) -> Changes:
@@ -89,6 +91,7 @@ def changes_since_good(store: Store, record: JobRecord) -> Changes:
         since_ended=good.ended,
         request=tuple(_differences(_flat_request(good), _flat_request(record))),
         machine=tuple(_differences(_machine(good), _machine(record))),
+        packages=_packages(store, good, record),
         files=files,
         diff=diff,
         problem=problem,
@@ -160,6 +163,28 @@ def _flatten(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 def _machine(record: JobRecord) -> dict[str, Any]:
     return {key: record.plan.get(key) for key in _PLAN}
+
+
+def _packages(store: Store, good: JobRecord, record: JobRecord) -> tuple[Change, ...]:
+    before, after = (_packages_of(store, each) for each in (good, record))
+    if not before or not after:
+        return ()
+    if _machine(good) != _machine(record):  # another image has other packages; what both have is telling
+        before, after = (
+            {name: each[name] for name in before.keys() & after.keys()} for each in (before, after)
+        )
+    return tuple(
+        Change(path=name, before=before.get(name), after=after.get(name))
+        for name in sorted({*before, *after})
+        if before.get(name) != after.get(name)
+    )
+
+
+def _packages_of(store: Store, record: JobRecord) -> dict[str, str]:
+    first = record.plan["hosts"][0]["name"]
+    return read_packages(
+        store.home.job(record.name), store.home.logs(record.name, record.attempt) / f"{first}.log"
+    )
 
 
 def _differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[Change]:

@@ -308,6 +308,7 @@ class Supervisor:
                 hang_after=self.spec.local.hang_after,
                 note=self.note,
                 paused=lambda: self.pause.standing,
+                python=self.plan.python,
             ),
         ).run()
         checkpoints.settle()

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
         take_stacks,
     )
     from harness.telemetry._traceback import Frame, RootCause, Scan, Traceback, scan
-    from harness.telemetry._witness import EVIDENCE, Witness, read_evidence
+    from harness.telemetry._witness import EVIDENCE, Witness, read_evidence, read_packages
     from harness.telemetry._writer import LogWriter
 else:
     from harness._doors import closed
@@ -50,7 +50,7 @@ else:
                 "take_stacks",
             ),
             "_traceback": ("Frame", "RootCause", "Scan", "Traceback", "scan"),
-            "_witness": ("EVIDENCE", "Witness", "read_evidence"),
+            "_witness": ("EVIDENCE", "Witness", "read_evidence", "read_packages"),
             "_writer": ("LogWriter",),
         },
     )
@@ -79,6 +79,7 @@ __all__ = [
     "is_secret",
     "kernel_lines",
     "read_evidence",
+    "read_packages",
     "read_stacks",
     "scan",
     "short_path",

@@ -23,9 +23,10 @@ if TYPE_CHECKING:
     from harness.telemetry._hang import HangDetector
     from harness.telemetry._stacks import Stacks
 
-__all__ = ["EVIDENCE", "Witness", "read_evidence"]
+__all__ = ["EVIDENCE", "Witness", "read_evidence", "read_packages"]
 
 EVIDENCE: Final = "witness.json"
+_PACKAGES: Final = "packages.json"
 _STACKS_KEPT: Final = 6
 _WRITE_EVERY: Final = 30.0
 _SHARE: Final = 0.005
@@ -49,14 +50,18 @@ class Witness:
         hang_after: float,
         note: Callable[[str], None],
         paused: Callable[[], bool] = lambda: False,
+        python: str | None = None,
     ) -> None:
-        """`note` takes a sentence for the job's notes; `paused`: whether a debugger holds the job."""
+        """`note` takes a sentence for the job's notes; `paused`: whether a debugger holds the job; `python`: the
+        hosts' interpreter, where it is one of this machine."""
         self._directory = directory
         self._trees = dict(trees)
         self._gpus = dict(gpus)
         self._hang_after = hang_after
         self._note = note
         self._paused = paused
+        self._python = python
+        self._packages: dict[str, str] = {}
         self._started = time.time()
         self._last_heard = time.monotonic()
         self._heard = False
@@ -99,6 +104,7 @@ class Witness:
         self._peak[host.name] = max(self._peak.get(host.name, 0), usage.memory_bytes)
         found["memory_peak"] = self._peak[host.name]
         self._looks[host.name] = found
+        self._look_at_packages(host.name, usage)
         known = frozenset(each["pid"] for told in self._looks.values() for each in told["processes"])
         if known != self._known or time.monotonic() - self._written_at > _WRITE_EVERY:
             self._known = known
@@ -161,6 +167,7 @@ class Witness:
         """All hosts have ended: the last word is on disk."""
         if self._looking is not None:
             self._looking.join(_AT_STOP)
+        self._write_packages()
         if self._taken or any(end["code"] for end in self._ends.values()):
             self._write()
         else:
@@ -169,6 +176,30 @@ class Witness:
                 self._directory.rmdir()
 
     # -------------------------------------------------------------------------- parts
+
+    def _look_at_packages(self, host: str, usage: Usage) -> None:
+        """Those of the first host: all have the same image. Again at each look, since pip may be at work."""
+        if host != next(iter(self._trees), host):
+            return
+        from harness.telemetry._packages import packages_of_process
+
+        for pid in usage.pids:
+            if found := packages_of_process(pid):
+                self._packages = found
+                return
+
+    def _write_packages(self) -> None:
+        """For the comparison of a later job that fails with this one, or of this one with an earlier."""
+        if not self._packages and self._python is not None:  # it ended before the first look
+            from harness.telemetry._packages import packages_of, places_of
+
+            self._packages = packages_of(places_of(self._python))
+        if not self._packages:
+            return
+        try:
+            (self._directory.parent / _PACKAGES).write_text(json.dumps(self._packages))
+        except OSError as error:
+            self._problem(f"the packages of the hosts can't be written down: {error.strerror}")
 
     def _take_for_hang(self) -> Stacks:
         from harness.telemetry._stacks import take_stacks
@@ -244,3 +275,17 @@ def read_evidence(directory: Path) -> JsonObject:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def read_packages(job: Path, log: Path) -> dict[str, str]:
+    """Name → version of the Python packages that a job's hosts had; empty where that isn't known.
+
+    `job` is its directory, `log` that of its first host.
+    """
+    from harness.telemetry._packages import installed_by_pip
+
+    try:
+        found: Any = json.loads((job / _PACKAGES).read_text())
+    except (OSError, ValueError):
+        return {}
+    return {**found, **installed_by_pip(log)} if isinstance(found, dict) else {}
