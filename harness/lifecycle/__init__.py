@@ -18,7 +18,6 @@ if TYPE_CHECKING:
         Keepers,
         clean_dead,
         end_idle,
-        forget_last_words,
         recover_warm,
         warm_sets,
     )
@@ -41,7 +40,6 @@ else:
                 "Keepers",
                 "clean_dead",
                 "end_idle",
-                "forget_last_words",
                 "recover_warm",
                 "warm_sets",
             ),
@@ -60,7 +58,6 @@ __all__ = [
     "compose",
     "describe",
     "end_idle",
-    "forget_last_words",
     "host_entries",
     "kept_host",
     "owned",

@@ -27,9 +27,11 @@ __all__ = ["Desk"]
 _TICK: Final = 1.0
 _RESERVED_SECONDS: Final = 300.0
 """How long a process may take to prepare the job for which it reserved the hosts."""
+_PATIENCE: Final = 4.0
+"""How long who wants the hosts is let wait for a job that is over to let go of them: less than he waits."""
 _FINISH_SECONDS: Final = 20.0
 _END_SECONDS: Final = 90.0
-"""How long a job that is over may take to let go of the hosts, and hosts to end, until somebody is told "no"."""
+"""The same for who wants their end, and how long that may take."""
 
 
 class Desk:
@@ -142,7 +144,7 @@ class Desk:
                     self._why_end or "the harness itself changed"
                 )  # after the job that has them now
                 self._changed.notify_all()
-            elif (state := self._settled()) == "idle":
+            elif (state := self._settled(_PATIENCE)) == "idle":
                 self._state = "reserved"
                 answer = {"reserved": True}
             elif state == "ending":
@@ -157,11 +159,13 @@ class Desk:
             _say(line, answer)
             words, locks = read_line(line)
             if words is not None and locks:
+                # Who hears nothing looks for another supervisor. Who doesn't listen any more doesn't.
+                with contextlib.suppress(OSError):
+                    _say(line, {"taken": True})
                 with self._changed:
                     self._job, self._state, self._over = str(words["job"]), "busy", False
                     self._next = words, locks.pop(0)
                     self._changed.notify_all()
-                _say(line, {"taken": True})
         finally:
             for descriptor in locks:
                 os.close(descriptor)
@@ -169,14 +173,14 @@ class Desk:
                 if self._state == "reserved":
                     self._become_idle()
 
-    def _settled(self) -> str:
+    def _settled(self, seconds: float) -> str:
         """The state, after the last moments of a job that is over."""
-        self._changed.wait_for(lambda: self._state != "busy" or not self._over, _FINISH_SECONDS)
+        self._changed.wait_for(lambda: self._state != "busy" or not self._over, seconds)
         return self._state
 
     def _end(self, why: str) -> bool:
         with self._changed:
-            if self._settled() not in ("idle", "ending"):
+            if self._settled(_FINISH_SECONDS) not in ("idle", "ending"):
                 return False
             self._why_end = self._why_end or why
             self._changed.notify_all()

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from harness.engines import Engine, open_engine
+from harness.engines.warm import leave_last_words
 from harness.errors import HarnessError
 from harness.home import VARIABLE, Home
 from harness.lifecycle._capacity import slots
 from harness.lifecycle._desk import Desk
-from harness.lifecycle._warm import end_idle, leave_last_words, project, warm_sets
+from harness.lifecycle._warm import end_idle, project, warm_sets
 from harness.machine import available_memory
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ class Keeper:
     def told(self) -> dict[str, Any] | None:
         """How the present job got its hosts; None for one that doesn't want them warm."""
         if self._engine is not None:
-            return dict(self._engine.told)
+            return dict(self._engine.told) or None  # nothing before it was asked for hosts
         return None if self._why_not is None else {"reused": False, "kept": False, "why": self._why_not}
 
     def hostname_seed(self, name: str) -> str:

@@ -22,6 +22,7 @@ from typing import Any, Final
 from harness import contract
 from harness._values import dataclass
 from harness.engines import Engine, Host
+from harness.engines.warm import KILLED
 from harness.errors import (
     ClientError,
     DiskError,
@@ -48,7 +49,6 @@ __all__ = ["supervise"]
 
 _CLAIM_POLL: Final = 0.1
 _RECOVER_EVERY: Final = 2.0
-_KEEPER_DIED: Final = "the process that kept the warm host died"
 
 
 def supervise(home: Home, name: str, lock: int | None = None) -> None:
@@ -163,7 +163,9 @@ class Supervisor:
         self.request = self.spec.request
         self.created = record.created
         self.hostname_seed = keeper.hostname_seed(name)
-        self.cold_reason = str(record.result.get("warm", {}).get("why") or _KEEPER_DIED)
+        self.cold_reason = str(
+            record.result.get("warm", {}).get("why") or f"the warm host was gone: {KILLED}"
+        )
         self.directory = home.job(name)
         self._progress_at = 0.0
         self._clock = time.time() - time.monotonic()

@@ -19,18 +19,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 
-from harness.engines.warm import Place, code_version, places
+from harness.engines.warm import KILLED, Place, code_version, places, take_last_words
 from harness.errors import HarnessError
 from harness.home import Home
 from harness.model import Plan, Spec
+from harness.store import Store
 
 __all__ = [
     "Keepers",
     "WarmSet",
     "clean_dead",
     "end_idle",
-    "forget_last_words",
-    "leave_last_words",
     "project",
     "read_line",
     "recover_warm",
@@ -40,8 +39,9 @@ __all__ = [
 _ANSWER_SECONDS: Final = 5.0
 _END_SECONDS: Final = 120.0
 _MOST: Final = 1 << 20
+_LOST: Final = "the warm host was lost while the job was prepared"
 _CHANGED: Final = "the harness itself changed"
-_ORDER: Final = ("other", "busy", "gone", "silent", "dead")
+_ORDER: Final = ("other", "busy", "gone", "silent", "words")
 """Of several reasons why a job is cold: which is told."""
 
 WarmSet = dict[str, Any]
@@ -72,7 +72,7 @@ class Keepers:
                 continue
             answer = self._reserve(place)
             if answer is None:
-                whys |= _silence(place)
+                whys = {**_silence(place), **whys}
             elif answer.get("reserved"):
                 return
             elif answer.get("version"):
@@ -82,8 +82,9 @@ class Keepers:
                 whys["gone"] = f"the warm host was gone: {answer['gone']}"
             else:
                 whys["busy"] = f"the warm host was busy with {answer.get('job')}"
-        last_words = _last_words(home, key)
-        self.why = next((whys[each] for each in _ORDER if each in whys), last_words)
+        if (words := take_last_words(home, key)) is not None:
+            whys["words"] = f"the warm host was gone: {words}"
+        self.why = next((whys[each] for each in _ORDER if each in whys), "there was no warm host for it")
 
     def _reserve(self, place: Place) -> dict[str, Any] | None:
         line = place.connect(_ANSWER_SECONDS)
@@ -112,11 +113,18 @@ class Keepers:
     def take_over(self, home: Home, name: str, log: Path, lock: int) -> bool:
         """Give the job, whose lock is the descriptor `lock`, to the process that was found; False without one.
 
-        Should that die, the lock is free again, and the next command starts a supervisor.
+        Should that die later, the lock is free again, and the next command starts a supervisor.
         """
-        del home  # the process has its own, the same
         if self._line is None:
             return False
+        if not self._hand_over(name, log, lock):
+            with Store(home) as store:
+                store.merge_result(name, warm={"reused": False, "kept": False, "why": _LOST})
+            return False
+        return True
+
+    def _hand_over(self, name: str, log: Path, lock: int) -> bool:
+        assert self._line is not None
         umask = os.umask(0)
         os.umask(umask)
         words = {
@@ -130,18 +138,18 @@ class Keepers:
             sent = socket.send_fds(self._line, [data], [lock])
             if sent < len(data):
                 self._line.sendall(data[sent:])
-        except OSError:
+            # It takes nothing before it has answered.
+            return read_line(self._line)[0] is not None
+        except TimeoutError:
+            return True  # it may still do so: nobody else may be given the lock now
+        except (OSError, ValueError):
             return False
-        # The lock is there. Whatever becomes of the answer, nobody else may be given it now.
-        with contextlib.suppress(OSError, ValueError):
-            read_line(self._line)
-        return True
 
 
 def _silence(place: Place) -> dict[str, str]:
     """Why a set's process gave no answer."""
     if place.dead():
-        return {"dead": "the process that kept the warm host was killed"}
+        return {"gone": f"the warm host was gone: {KILLED}"}
     if not place.there():
         return {"gone": "the warm host was gone: it was just going away"}
     return {"silent": f"the process that keeps the warm host ({place.facts().get('pid')}) doesn't answer"}
@@ -228,34 +236,3 @@ def _ask(
             return read_line(line)[0]
         except (OSError, ValueError):
             return None
-
-
-def leave_last_words(home: Home, key: str, why: str) -> None:
-    """For the project's next job: why its warm host is gone."""
-    path = _words_path(home, key)
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(why)
-
-
-def forget_last_words(home: Home) -> None:
-    """Of all projects."""
-    folder = _words_path(home, "").parent
-    with contextlib.suppress(OSError):
-        for path in folder.iterdir():
-            path.unlink(missing_ok=True)
-        folder.rmdir()
-
-
-def _last_words(home: Home, key: str) -> str:
-    path = _words_path(home, key)
-    try:
-        why = path.read_text()
-        path.unlink()
-    except OSError:
-        return "there was no warm host for it yet"
-    return f"the warm host was gone: {why}"
-
-
-def _words_path(home: Home, key: str) -> Path:
-    return home.cache / "warm" / f"{key}.txt"

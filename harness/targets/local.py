@@ -207,7 +207,8 @@ def collect(
     """
     from harness.channels import collect as collect_cache
     from harness.channels import used
-    from harness.lifecycle import LEFT, clean_dead, clean_left, end_idle, forget_last_words, warm_sets
+    from harness.engines.warm import forget_last_words
+    from harness.lifecycle import LEFT, clean_dead, clean_left, end_idle, warm_sets
     from harness.objects import ObjectStore
 
     home = home or Home.find()

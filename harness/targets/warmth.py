@@ -16,7 +16,7 @@ def warmth(record: JobRecord) -> list[str]:
     imported = ", ".join(told.get("preloaded") or ())
     if told["reused"]:
         said.append(f"yes{f', {imported} imported beforehand' if imported else ''}")
-    else:
+    elif told["why"]:  # nobody knows of a job that ended before it had hosts
         said.append(f"cold: {told['why']}")
     if told.get("discarded"):
         said.append(f"the next one will be cold: {told['discarded']}")

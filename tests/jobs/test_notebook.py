@@ -279,7 +279,7 @@ def test_cells_share_a_warm_host(execute: Execute, home: Path) -> None:
             "%%harness --warm --out two\nprint('again')",
             "one.record.result['warm']['reused'], two.record.result['warm']['reused']",
         )
-        assert "cold: there was no warm host for it yet" in shown(first)["text/html"]
+        assert "cold: there was no warm host for it" in shown(first)["text/html"]
         assert "again" in shown(second)["text/html"]
         assert shown(kinds)["text/plain"] == "(False, True)", shown(second)["text/plain"]
         assert list((home / "cache" / "cells").iterdir()) == []

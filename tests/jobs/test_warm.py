@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
-from harness.engines.warm import places
+from harness.engines.warm import code_version, places
 from harness.home import Home
 from harness.lifecycle import end_idle, owned, warm_sets
 from harness.spec import load
@@ -332,7 +332,7 @@ def test_checkpoints_outside_opt_ml_and_two_hosts(project: Callable[..., Project
 @pytest.mark.parametrize("engine_name", ["sandbox"])
 def test_what_changed_is_told(project: Callable[..., Project]) -> None:
     one = project(HELLO)
-    assert warmth(one.run())["why"] == "there was no warm host for it yet"
+    assert warmth(one.run())["why"] == "there was no warm host for it"
     (one.spec.parent / "code/requirements.txt").write_text("# nothing\n")
     second = one.run()
     assert warmth(second)["why"] == "requirements.txt changed since the warm host was made", (
@@ -408,7 +408,7 @@ def test_listed_ended_by_gc_and_told(project: Callable[..., Project]) -> None:
     assert local.collect(home=one.home)["warm"] == [found["id"]]
     one.gone()
     until(lambda: not psutil.pid_exists(found["pid"]))
-    assert warmth(one.run())["why"] == "there was no warm host for it yet"
+    assert warmth(one.run())["why"] == "there was no warm host for it"
 
 
 @pytest.mark.parametrize("engine_name", ["sandbox"])
@@ -441,7 +441,7 @@ def test_a_keeper_that_is_killed_while_nobody_uses_it(project: Callable[..., Pro
     found = one.idle()
     os.kill(found["pid"], signal.SIGKILL)
     job = one.run()
-    assert warmth(job)["why"] == "the process that kept the warm host was killed"
+    assert warmth(job)["why"] == "the warm host was gone: the process that kept it was killed"
     assert job.record.status == "Completed"
     local.collect(home=one.home)
     one.gone()
@@ -670,3 +670,93 @@ def test_a_host_goes_on_with_the_program_that_it_began_with(
     job = one.run()
     assert warmth(job)["reused"], warmth(job)
     assert job.record.status == "Completed"
+
+
+@pytest.mark.parametrize("engine_name", ["sandbox"])
+def test_a_supervisor_that_fails_leaves_the_hosts_to_the_next_job(
+    project: Callable[..., Project], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when the harness is changed under it, and a module that it needs late doesn't fit any more."""
+    from harness.lifecycle._supervisor import Supervisor
+
+    def fail(*_: object) -> None:
+        raise ImportError("cannot import name 'x'")
+
+    one = project("import sys; open('/opt/ml/model/m', 'w').write('hi'); print('UP', flush=True)")
+    with monkeypatch.context() as patched:
+        patched.setattr(Supervisor, "_judge", fail)
+        patched.setattr(Supervisor, "_finish", fail)
+        job = one.submit()
+    assert "cannot import name 'x'" in (job.wait().failure_reason or "")
+    # Who asks at once is never told that a job which has ended is still there.
+    assert [each["job"] for each in warm_sets(one.home) if each["job"] != job.name] in ([], [None])
+    assert end_idle(one.home, "the test wants it") != []
+    tree = one.home.job(job.name) / "hosts/algo-1/ml"
+    assert not tree.is_symlink()
+    assert (tree / "model/m").read_text() == "hi"
+
+
+@pytest.mark.parametrize("engine_name", ["sandbox"])
+def test_somebody_who_reserves_hosts_and_dies(project: Callable[..., Project]) -> None:
+    one = project(HELLO)
+    one.run()
+    one.idle()
+    (place,) = places(one.home.warm)
+    for _ in range(20):
+        line = place.connect(5.0)
+        assert line is not None
+        line.sendall(json.dumps({"reserve": code_version()}).encode() + b"\n")
+        line.close()  # mostly before the answer
+    one.idle()
+    assert warmth(one.run())["reused"]
+
+
+@pytest.mark.parametrize("engine_name", ["sandbox"])
+@pytest.mark.parametrize("moment", ["before it answers", "after it answered", "with the files on their way"])
+def test_a_keeper_that_is_killed_while_it_gets_a_job(
+    project: Callable[..., Project], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, moment: str
+) -> None:
+    from harness.engines.warm import _swap
+    from harness.lifecycle import _desk
+
+    armed, me = tmp_path / "armed", os.getpid()
+
+    def die(*_: object) -> None:
+        if armed.exists() and os.getpid() != me:
+            armed.unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def dying(wrapped: Callable[..., Any], when: Callable[..., bool], *, after: bool) -> Callable[..., Any]:
+        def call(*values: Any) -> Any:
+            if when(*values) and not after:
+                die()
+            found = wrapped(*values)
+            if when(*values) and after:
+                die()
+            return found
+
+        return call
+
+    if moment == "with the files on their way":
+        monkeypatch.setattr(_swap, "_rename", dying(_swap._rename, lambda *_: True, after=True))
+    else:
+        taken = dying(_desk._say, lambda _, words: "taken" in words, after=moment == "after it answered")
+        monkeypatch.setattr(_desk, "_say", taken)
+    one = project(HELLO)
+    one.run()
+    one.idle()
+    armed.touch()
+    job = one.submit()
+    record = job.wait()
+    assert not armed.exists()
+    if moment == "with the files on their way":
+        assert "its hosts died with it" in (record.failure_reason or "")
+        assert warmth(job)["why"] == ""
+        assert not (one.home.job(job.name) / "hosts/algo-1/ml").is_symlink()
+    else:
+        assert record.status == "Completed"
+        assert warmth(job)["why"] in (
+            "the warm host was lost while the job was prepared",
+            "the warm host was gone: the process that kept it was killed",
+        )
+    assert one.run().record.status == "Completed"

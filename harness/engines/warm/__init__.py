@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from harness.engines.warm._engine import Expectation, WarmEngine, clean_up
     from harness.engines.warm._match import code_version
     from harness.engines.warm._place import Place, places
+    from harness.engines.warm._words import KILLED, forget_last_words, leave_last_words, take_last_words
 else:
     from harness._doors import closed
 
@@ -17,7 +18,19 @@ else:
             "_engine": ("Expectation", "WarmEngine", "clean_up"),
             "_match": ("code_version",),
             "_place": ("Place", "places"),
+            "_words": ("KILLED", "forget_last_words", "leave_last_words", "take_last_words"),
         },
     )
 
-__all__ = ["Expectation", "Place", "WarmEngine", "clean_up", "code_version", "places"]
+__all__ = [
+    "KILLED",
+    "Expectation",
+    "Place",
+    "WarmEngine",
+    "clean_up",
+    "code_version",
+    "forget_last_words",
+    "leave_last_words",
+    "places",
+    "take_last_words",
+]

@@ -21,6 +21,7 @@ from harness.engines.warm._link import Link
 from harness.engines.warm._match import Fingerprint
 from harness.engines.warm._place import Place, places
 from harness.engines.warm._swap import give_back, lend, lent_to
+from harness.engines.warm._words import KILLED, leave_last_words
 from harness.errors import EngineError, HarnessError
 from harness.home import Home
 from harness.model import ExitStatus, HostLaunch, Mount
@@ -514,17 +515,20 @@ class WarmEngine:
 
 
 def clean_up(place: Place, inner: Engine) -> None:
-    """Remove what a dead keeper left; jobs get back what was theirs. The caller holds the set's lock.
+    """Remove what a dead keeper left; jobs get back what was theirs, and the project's next one is told. The
+    caller holds the set's lock.
 
     Raises:
         EngineError, OSError: something can't be removed.
     """
     inner.close(place.job)
-    jobs = Home.find().jobs
+    home = Home.find()
+    jobs = home.jobs
     for job in jobs.iterdir() if jobs.is_dir() else ():
         for tree in _trees(job.name):
             if (warm := lent_to(tree)) is not None and warm.is_relative_to(place.root):
                 give_back(tree)
+    leave_last_words(home, str(place.facts().get("project")), KILLED)
     place.remove()
 
 
