@@ -164,15 +164,9 @@ class Keeper:
         self.prepare(files, parameters, entry)
         return self.run(TOOLKIT, environment)
 
-    def processes(self) -> dict[int, str]:
-        """Processes in the host, by their number on this machine, with their state."""
-        tops = _children(self.process.pid)
-        found: dict[int, str] = {}
-        while tops:
-            pid = tops.pop()
-            found[pid] = (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0]
-            tops += _children(pid)
-        return found
+    def processes(self) -> list[int]:
+        """Process 1 and its children, by their number on this machine: what is left of a run is among them."""
+        return [self.pid(), *_children(self.pid())]
 
     def pid(self) -> int:
         """Process 1 of the host."""
@@ -687,12 +681,30 @@ def test_sigkill_ends_all(light: Keeper) -> None:
     assert light.end(mine).code == 137
 
 
+def test_nothing_of_a_run_begins_after_its_end(light: Keeper) -> None:
+    """Also not the fork that was asked for just before."""
+    light.prepare("import os, time; os.write(1, b'up'); time.sleep(600)")
+    before = light.processes()
+
+    for step in range(25):
+        mine = light.begin(TOOLKIT)
+        time.sleep(step * 0.003)
+        frames.send(light.socket, {"signal": int(signal.SIGKILL)})
+        assert light.end(mine).code == 137
+        time.sleep(0.02)
+        assert light.processes() == before
+
+
 def test_who_kills_the_proxy_kills_the_script(light: Keeper) -> None:
     """The toolkit's child is a proxy; a signal to it is a signal to the script."""
     light.prepare("import time; print('up', flush=True); time.sleep(600)")
     mine = light.begin(TOOLKIT)
     wait_for(mine, b"up\n")
-    toolkit = next(pid for pid in _children(light.pid()) if _children(pid))
+    toolkit = next(
+        pid
+        for pid in _children(light.pid())
+        if TOOLKIT[-1].encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
+    )
     (proxy,) = _children(toolkit)
 
     os.kill(proxy, signal.SIGTERM)
@@ -754,7 +766,7 @@ def test_a_script_that_leaves_things_behind(light: Keeper, name: str) -> None:
 
     assert run.code == 0, run
     assert not run.unclean
-    assert light.processes().keys() == before.keys()
+    assert light.processes() == before
     after = light.script("print('fine')")
     assert after.lines == ["fine"]
     assert after.started["forks"]
@@ -794,12 +806,11 @@ def test_the_interpreters_are_killed(make: Make) -> None:
 def test_a_hundred_runs_leave_nothing(light: Keeper) -> None:
     script = "import os; x = [0] * 10**6; open('/dev/null'); os.fork(); print('x')"
     light.script(script)
-    processes = light.processes().keys()
-    inner = [light.pid(), *_children(light.pid())]
+    processes = light.processes()
 
     def measure() -> list[tuple[int, int]]:
         found = []
-        for pid in inner:
+        for pid in processes:
             status = Path(f"/proc/{pid}/status").read_text()
             size = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS"))
             found.append((len(list(Path(f"/proc/{pid}/fd").iterdir())), size))
@@ -813,7 +824,7 @@ def test_a_hundred_runs_leave_nothing(light: Keeper) -> None:
         assert run.code == 0
     after = measure()
 
-    assert light.processes().keys() == processes
+    assert light.processes() == processes
     for (numbers, size), (more, larger) in zip(before, after, strict=True):
         assert more == numbers
         assert larger <= size + 1024

@@ -20,11 +20,13 @@ _IPC_RMID = 0
 
 
 def end_processes(keep: Callable[[], Container[int]], reap: Callable[[], None]) -> str | None:
-    """Kill every process of the host but this one and those that `keep` has; why that failed, or None."""
+    """Kill every process of the host but this one, those that `keep` has, and their children; why that failed,
+    or None."""
     deadline = time.monotonic() + _PATIENCE
     while True:
         reap()
-        found = [pid for pid in _processes() if pid not in keep()]
+        kept = keep()
+        found = [pid for pid, parent in _processes().items() if pid not in kept and parent not in kept]
         if not found:
             return None
         if time.monotonic() > deadline:
@@ -37,8 +39,8 @@ def end_processes(keep: Callable[[], Container[int]], reap: Callable[[], None]) 
         time.sleep(0.0005)
 
 
-def _processes() -> list[int]:
-    """Those of the host: all that can be seen by process 1, otherwise its descendants."""
+def _processes() -> dict[int, int]:
+    """Those of the host, with their parents: all that process 1 can see, otherwise its descendants."""
     me = os.getpid()
     parents: dict[int, int] = {}
     for name in os.listdir("/proc"):
@@ -49,13 +51,13 @@ def _processes() -> list[int]:
             except OSError:
                 continue  # it ended meanwhile
     if me == 1:
-        return [pid for pid, parent in parents.items() if pid != 1 and parent]
+        return {pid: parent for pid, parent in parents.items() if pid != 1 and parent}
     below = {me}
     size = 0
     while size != len(below):
         size = len(below)
         below |= {pid for pid, parent in parents.items() if parent in below}
-    return list(below - {me})
+    return {pid: parents[pid] for pid in below - {me}}
 
 
 def remove_ipc() -> None:

@@ -59,6 +59,8 @@ class _Run:
     def __init__(self) -> None:
         self.pid: int | None = None
         self.status: int | None = None
+        self.over = 0.0
+        """When its first process had ended."""
         self.why: str | None = None
         self.cold: list[str] = []
         """Why scripts of this run were started the ordinary way."""
@@ -89,6 +91,8 @@ class Keeper:
         self._early: dict[int, int] = {}
         """How processes ended that nobody has told of yet."""
         self._requests = 0
+        self._asked_for: dict[int, Interpreter] = {}
+        """Forks that were asked for and haven't told of themselves."""
         self._first_requests: set[int] = set()
         self._run: _Run | None = None
         self._installed: set[str] = set()
@@ -149,6 +153,8 @@ class Keeper:
         moments = [moment for moment in (self._interpreters.next_look,) if moment is not None]
         if self._run is None and time.monotonic() < self._quiet_since + _IDLE:
             moments.append(self._quiet_since + _IDLE)
+        if self._run is not None and self._run.status is not None:
+            moments.append(self._run.over + _ANSWER)
         return max(0.0, min(moments) - time.monotonic()) * 1000 + 1 if moments else None
 
     # ---------------------------------------------------------------------------------------------- the harness
@@ -245,6 +251,7 @@ class Keeper:
         descriptors[:3] = [null, output, output]
         try:
             wire.send(which.control, {"fork": self._requests}, [theirs.fileno()])
+            self._asked_for[self._requests] = which
             theirs.close()
             wire.send_stream(ours, request, descriptors)
             answer, _ = wire.receive_stream(ours)
@@ -307,6 +314,8 @@ class Keeper:
         if run is None or run.status is None:
             return
         unclean = cleaning.end_processes(lambda: self._interpreters.pids, self._reap_all)
+        if self._awaits_forks(run):
+            return
         for proxy in [*self._proxies.values(), *self._scripts.values()]:
             proxy.link.close()
         self._proxies.clear()
@@ -330,6 +339,16 @@ class Keeper:
         if self._interpreters.stale:
             self._interpreters.start()
         self._tell({"ended": ended})
+
+    def _awaits_forks(self, run: _Run) -> bool:
+        """Whether a fork that was asked for is still to come: nothing of a run may begin after its end."""
+        alive = self._interpreters.all()
+        self._asked_for = {number: which for number, which in self._asked_for.items() if which in alive}
+        run.over = run.over or time.monotonic()
+        if self._asked_for and time.monotonic() >= run.over + _ANSWER:
+            self._interpreters.start()
+            self._asked_for.clear()
+        return bool(self._asked_for)
 
     # ---------------------------------------------------------------------------------------------- processes
 
@@ -390,6 +409,7 @@ class Keeper:
             self._interpreters.told(which, message)
             return
         number, pid = message["child"], message["pid"]
+        self._asked_for.pop(number, None)
         if number in self._first_requests:
             self._first_requests.discard(number)
             run = self._run
@@ -420,6 +440,7 @@ class Keeper:
             self._requests += 1
             try:
                 wire.send(which.control, {"fork": self._requests}, [connection])
+                self._asked_for[self._requests] = which
                 self._proxies[self._requests] = _Proxy(wire.wrap(link), message["leads"])
             except OSError:
                 which, why = None, "the preloaded interpreter is gone"

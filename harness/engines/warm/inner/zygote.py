@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Zygote", "main"]
 
+_KEEPER_IS_GONE = 3
+"""How an interpreter ends that nobody speaks to any more."""
+
 
 def main(site: str, before: set[str]) -> bool:
     """Import and serve. Comes back in children only: whether there is a `sitecustomize` beside ours.
@@ -50,7 +53,7 @@ def main(site: str, before: set[str]) -> bool:
     try:
         line = zygote.serve()
     except (EOFError, OSError):
-        os._exit(0)  # the keeper is gone, or wants another
+        os._exit(_KEEPER_IS_GONE)  # or it wants another
     child.customise(line)
     return customised
 
@@ -90,6 +93,7 @@ class Zygote:
         """What the imports put on sys.path; whether in front of what was there."""
         self.unbuffered = bool(os.environ.get("PYTHONUNBUFFERED"))
         self.streams = [child.kind(number) for number in range(3)]
+        self._loaded = False
 
     def load(self, names: Sequence[str], beside: Sequence[str] = ()) -> None:
         """Import them one by one, and tell of each, and at last where imports come from.
@@ -116,6 +120,10 @@ class Zygote:
         self.added = [
             (place < first, entry) for place, entry in enumerate(sys.path) if entry not in self.path
         ]
+        gc.collect()
+        # For good: a collection in a child would copy every page that holds an object's head, and its
+        # end, which is a collection, would take as long as that of a process that imported everything.
+        gc.freeze()
         wire.send(self.control, {"ready": [entry for entry in sys.path if os.path.isdir(entry)]})
 
     def serve(self) -> list[str]:
@@ -124,43 +132,63 @@ class Zygote:
         Comes back in a child that became what was asked for, with its command line.
         """
         while True:
-            gc.collect()
-            # For good: a collection in a child would copy every page that holds an object's head, and its
-            # end, which is a collection, would take as long as that of a process that imported everything.
-            gc.freeze()
+            helps = self._help() if self._loaded else False
             message, descriptors = wire.receive(self.control)
             if "load" in message:
                 self.load(message["load"], message["beside"])
+                self._loaded = True
                 continue
-            if not _fork_twice():
+            if not helps and not _in_fork():
                 for number in descriptors:
                     os.close(number)
                 continue
+            self._orphan(message.get("fork"))
             if "branch" in message:
+                self._loaded = False
                 self.control.close()
                 self.control = wire.wrap(descriptors[0])
                 os.setpgid(0, 0)
                 wire.send(self.control, {"pid": os.getpid()})
                 continue
-            wire.send(self.control, {"child": message["fork"], "pid": os.getpid()})
             return child.become(self, wire.wrap(descriptors[0]))
 
+    def _help(self) -> bool:
+        """Go half of the way to the next child before anybody asks for it: each fork copies all page tables.
 
-def _fork_twice() -> bool:
-    """Fork a child whose parent will be the keeper; True in that child."""
-    try:
-        first = os.fork()
-    except OSError:
-        return False
-    if first:
-        os.waitpid(first, 0)
-        return False
-    parent = os.getpid()
-    try:
-        if os.fork():
+        True in a helper, which takes the next message; False where there can be none.
+        """
+        while True:
+            try:
+                helper = os.fork()
+            except OSError:
+                return False
+            if not helper:
+                return True
+            _, status = os.waitpid(helper, 0)
+            if status == _KEEPER_IS_GONE << 8:
+                raise EOFError
+
+    def _orphan(self, number: int | None) -> None:
+        """Fork a child whose parent will be the keeper, and tell of it. Comes back in that child only."""
+        parent = os.getpid()
+        try:
+            pid = os.fork()
+            if pid and number is not None:
+                wire.send(self.control, {"child": number, "pid": pid})
+        except OSError:
+            os._exit(1)
+        if pid:
             os._exit(0)
+        while os.getppid() == parent:
+            time.sleep(0.0002)
+
+
+def _in_fork() -> bool:
+    """Fork; True in the child, False when it has ended or there could be none."""
+    try:
+        pid = os.fork()
     except OSError:
-        os._exit(1)
-    while os.getppid() == parent:
-        time.sleep(0.0002)  # it is about to end
-    return True
+        return False
+    if pid:
+        os.waitpid(pid, 0)
+    return not pid
