@@ -25,7 +25,9 @@ from harness.objects import open_beneath
 from harness.store import JobRecord, Store, to_json
 from harness.telemetry import (
     Frame,
+    hider,
     is_own_code,
+    is_secret,
     kernel_lines,
     read_evidence,
     read_stacks,
@@ -91,17 +93,18 @@ def keep(
     bundle, verdict, changes, failures = _compose(
         home, store, record, status=status, secondary=secondary, reason=reason
     )
+    hide = hider(_secrets(record.request))
     place.mkdir(parents=True, exist_ok=True)
     for host, text in failures.items():
-        _write(place / f"failure-{host}.txt", text)
+        _write(place / f"failure-{host}.txt", hide(text))
     if changes.diff:
-        _write(place / "code.diff", changes.diff)
+        _write(place / "code.diff", hide(changes.diff))
     if verdict.traceback is not None:
-        _write(place / "traceback.txt", verdict.traceback.text + "\n")
+        _write(place / "traceback.txt", hide(verdict.traceback.text) + "\n")
     if bundle["stacks"]:
         _write(place / "stacks.txt", "\n".join(_stack_lines(bundle["stacks"])) + "\n")
     _write(place / BUNDLE, json.dumps(bundle, indent=1))
-    return verdict.sentence
+    return str(bundle["verdict"]["sentence"])
 
 
 def compose(home: Home, store: Store, record: JobRecord) -> JsonObject:
@@ -225,7 +228,18 @@ def _compose(
         },
         "problems": problems,
     }
-    return bundle, verdict, changes, failures
+    return hider(_secrets(record.request))(bundle), verdict, changes, failures
+
+
+def _secrets(request: JsonObject) -> Iterator[str]:
+    """The values of what is called like a secret: they may be in a log, a command line, a message."""
+    for group in ("Environment", "HyperParameters"):
+        for name, value in request.get(group, {}).items():
+            if is_secret(name):
+                yield value
+                with contextlib.suppress(ValueError):  # the SDK sends JSON
+                    if isinstance(plain := json.loads(value), str):
+                        yield plain
 
 
 # -------------------------------------------------------------------------------------------- parts

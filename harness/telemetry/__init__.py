@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from harness.telemetry._metrics import MetricScanner
     from harness.telemetry._reader import EVENT_BYTES, LogEvent, LogReader, stream_name
     from harness.telemetry._sampler import Sampler
-    from harness.telemetry._secrets import HIDDEN, hide_arguments, is_secret
+    from harness.telemetry._secrets import HIDDEN, hide_arguments, hider, is_secret
     from harness.telemetry._stacks import (
         Stack,
         Stacks,
@@ -37,7 +37,7 @@ else:
             "_metrics": ("MetricScanner",),
             "_reader": ("EVENT_BYTES", "LogEvent", "LogReader", "stream_name"),
             "_sampler": ("Sampler",),
-            "_secrets": ("HIDDEN", "hide_arguments", "is_secret"),
+            "_secrets": ("HIDDEN", "hide_arguments", "hider", "is_secret"),
             "_stacks": (
                 "Stack",
                 "Stacks",
@@ -75,6 +75,7 @@ __all__ = [
     "Witness",
     "awaited_worker",
     "hide_arguments",
+    "hider",
     "is_own_code",
     "is_secret",
     "kernel_lines",

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import pytest
 
 from harness.store import from_json, to_json
-from harness.telemetry import Frame, Stack, Stacks, hide_arguments, is_secret, standstill, take_stacks
+from harness.telemetry import Frame, Stack, Stacks, hide_arguments, hider, is_secret, standstill, take_stacks
 from harness.telemetry._hang import HangDetector, describe_hang
 from harness.telemetry._stacks import find_py_spy
 
@@ -277,3 +277,17 @@ def test_the_worker_that_a_script_waits_for_is_named() -> None:
     assert behind.sentence.startswith(
         "rank 1 is behind (at train.py:13 in <module>, waiting for its worker, which is at lib.py:9 in stuck)"
     )
+
+
+def test_values_that_are_secret_are_hidden_as_words() -> None:
+    hide = hider(["hunter2", "a.bc", "x", "hunter2-long"])
+    assert hide("--key hunter2, 'hunter2' hunter2s x a.bc aXbc hunter2-long") == (
+        "--key ********, '********' hunter2s x ******** aXbc ********"
+    )
+    document = {"text": ["hunter2", 1, None], "path": "/opt/hunter2/x", "deep": {"lines": ("hunter2",)}}
+    assert hide(document) == {
+        "text": ["********", 1, None],
+        "path": "/opt/hunter2/x",
+        "deep": {"lines": ["********"]},
+    }
+    assert hider([])(document) is document
