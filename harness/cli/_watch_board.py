@@ -137,7 +137,8 @@ class Run:
         if not told:
             return None
         if not told["reused"]:
-            return f"cold: {' '.join(str(told['why']).split())}"
+            why = " ".join(str(told["why"]).split())
+            return f"cold: {why}" if why else None
         words = (
             f"warm, {', '.join(told['preloaded'])} imported beforehand" if told.get("preloaded") else "warm"
         )
