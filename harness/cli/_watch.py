@@ -316,7 +316,7 @@ class _Loop:
         if interrupts.count > interrupts.told:
             count = interrupts.count
             _stop(self._home, run.name, now=count > 1)
-            run.stopping = True
+            run.stopping = run.interrupted = True
             self._view.stopping(run, "killed" if count > 1 else "interrupted; Ctrl-C again kills it")
             interrupts.told = count
 

@@ -57,6 +57,8 @@ class Run:
     superseded: bool = False
     """It was stopped because something changed."""
     stopping: bool = False
+    interrupted: bool = False
+    """The user stopped it; once more kills it."""
     ended: float | None = None
     first_line: float | None = None
     phases: list[Phase] = field(default_factory=list)

@@ -29,6 +29,10 @@ __all__ = ["ScreenView", "draw"]
 _EVERY: Final = 0.1
 """Seconds between two pictures."""
 _BARS: Final = "▁▂▃▄▅▆▇█"
+_TAIL: Final = 4
+"""Lines of the log before there is room for anything else."""
+_ROOMY: Final = 14
+"""Lines of a terminal that has room for more than the present run and its log."""
 _MARKS: Final = {"Completed": ("✓", "green"), "Failed": ("✗", "red"), "Stopped": ("■", "yellow")}
 _SAMPLES: Final = {
     "CPUUtilization": "cpu",
@@ -188,11 +192,13 @@ class _Lines:
 def draw(board: Board, width: int, height: int) -> list[Text]:
     """The picture: at most `height` lines of at most `width` columns."""
     run = board.run
-    head = _head(board, run, width)
+    head = _head(board, run, width, height)
     below = _below(board, run, width, room=max(1, height // 3))
     room = height - len(head) - len(below)
-    change = _change(board.change, room=min(8, max(0, room // 4)))
-    metrics = _metrics(run, width, room=min(8, max(0, room // 3))) if run else []
+    spare = room - 1 - max(_TAIL, room // 3)
+    change = _change(board.change, room=min(8, spare // 2 - 1))
+    spare -= len(change) + bool(change)
+    metrics = _metrics(run, width, room=min(8, spare - 1)) if run else []
     blocks = [block for block in (change, metrics) if block]
     room -= sum(len(block) + 1 for block in blocks)
     tail = _tail(run, width, max(0, room - 1)) if run else []
@@ -213,17 +219,19 @@ def _text(*pieces: str | tuple[str, str]) -> Text:
     return Text.assemble(*pieces, no_wrap=True, end="\n")
 
 
-def _head(board: Board, run: Run | None, width: int) -> list[Text]:
+def _head(board: Board, run: Run | None, width: int, height: int) -> list[Text]:
     words = [board.spec]
     if run is not None:
         words.append(run.plan.engine)
     words.append(f"on change: {board.on_change}")
     lines = [_text(("harness watch ", "bold"), " · ".join(words))]
     history = _history(board, width)
-    if history is not None:
+    if history is not None and height >= _ROOMY:
         lines.append(history)
     if run is not None:
-        lines += [_verdict(board, run), _phases(run)]
+        lines.append(_verdict(board, run))
+        if height >= _ROOMY:
+            lines.append(_phases(run))
     return lines
 
 
@@ -298,10 +306,12 @@ def _change(change: Change | None, *, room: int) -> list[Text]:
 def _metrics(run: Run, width: int, *, room: int) -> list[Text]:
     series = {name: each for name, each in run.series.items() if each.count or each.before is not None}
     names = list(series)
-    shown = names if len(names) <= room else names[: max(0, room - 1)]
+    if room < 1:
+        return []
+    shown = names if len(names) <= room else names[: max(1, room - 1)]
     column = min(max((len(name) for name in shown), default=0), max(8, width // 3))
     lines = [_metric(name, series[name], column, width, several=len(run.hosts) > 1) for name in shown]
-    if len(shown) < len(names) and room:
+    if len(shown) < len(names) and room > 1:
         lines.append(_text((f"{len(names) - len(shown)} more metrics: see `harness metrics`", "dim")))
     return lines
 
@@ -376,10 +386,16 @@ def _below(board: Board, run: Run | None, width: int, *, room: int) -> list[Text
     for note in board.notes:
         add(f"note: {note}", "cyan")
     lines = lines[:room]
-    if board.is_running:
-        hint = "Ctrl-C stops it and leaves"
-    else:
-        hint = "waiting for a change · r runs again · q leaves"
-        if run is not None and run.status == "Failed":
-            hint += f" · harness why {run.name}"
-    return [*lines, _text((hint, "dim"))]
+    return [*lines, _text((_hint(board, run, width), "dim"))]
+
+
+def _hint(board: Board, run: Run | None, width: int) -> str:
+    """What can be done now; a command is there as a whole, to be copied, or not at all."""
+    if run is not None and board.is_running:
+        return "Ctrl-C again kills it" if run.interrupted else "Ctrl-C stops it and leaves"
+    hint = "waiting for a change · r runs again · q leaves"
+    if run is not None and run.status == "Failed":
+        for command in (f"harness why {run.name}", "harness why"):
+            if len(longer := f"{hint} · {command}") <= width:
+                return longer
+    return hint

@@ -29,7 +29,8 @@ _STEP_MS: Final = 10
 _QUIET: Final = 0.03
 """Seconds without an event after which a save is over; an editor needs several operations for one."""
 _GONE: Final = 0.15
-"""The same while a file is missing: mostly it comes back, under an atomic save or a checkout."""
+"""The same while a file is missing or empty: mostly it comes back, under an atomic save or a checkout, or is just
+being written."""
 _LONGEST: Final = 2.0
 """Seconds after which a storm without an end is looked at all the same."""
 _HEARTBEAT: Final = 2.0
@@ -160,7 +161,7 @@ class _Process:
         look = self._look()
         changes = compare(self._told, look)
         now = self._looked
-        if any(change.kind == "removed" for change in changes):
+        if any(change.kind == "removed" or look.entries[change.path].is_empty for change in changes):
             if self._first is None:
                 self._first = self._last = now
             if now - self._last < _GONE and now - self._first < _LONGEST:

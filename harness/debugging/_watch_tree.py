@@ -62,6 +62,11 @@ class Entry:
     """Stands for what the job would see of it: bytes and permissions, or why it can't be read."""
     text: bytes | None = None
 
+    @property
+    def is_empty(self) -> bool:
+        """A file without a byte, as one is between being opened for writing and being written."""
+        return self.text == b""
+
 
 @dataclass(frozen=True, kw_only=True)
 class FileChange:

@@ -274,6 +274,18 @@ def test_a_file_that_is_away_for_a_moment(project: Path, watcher: Watcher) -> No
     assert [file.kind for file in change.files] == ["changed"]
 
 
+def test_a_file_that_is_empty_for_a_moment(project: Path, watcher: Watcher) -> None:
+    with (project / "code/train.py").open("w") as file:  # cut off when it is opened
+        time.sleep(0.08)
+        file.write("a = 9\n")
+    change = watcher.change(SOON)
+    assert names(change) == ["train.py"]
+    assert change is not None
+    assert change.files[0].added == 1
+    (project / "code/train.py").write_text("")
+    assert names(watcher.change(SOON)) == ["train.py"], "one that stays empty is told all the same"
+
+
 def test_new_directories_are_watched(project: Path, watcher: Watcher) -> None:
     (project / "code" / "new" / "er").mkdir(parents=True)
     (project / "code" / "new" / "er" / "a.py").write_text("1\n")

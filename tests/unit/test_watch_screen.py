@@ -195,6 +195,38 @@ def test_the_headline_names_what_changed(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert headline(Change(files=(), at=0)) == "run again"
 
 
+def test_a_small_terminal_shows_the_log_first() -> None:
+    made = full()
+    end(made.runs[-1], "Completed")
+    made.notes.clear()
+    made.runs[-1].take(line("the last line"))
+    picture = text(made, 40, 10)
+    assert "│ the last line" in picture
+    assert picture.count(" │ ") >= 4
+    for height in (14, 24, 60):
+        picture = text(made, 80, height)
+        assert picture.count(" │ ") >= 4
+    assert "metric" in picture
+    assert "/src/" in picture
+
+
+@pytest.mark.parametrize(
+    ("width", "hint"), [(100, "· harness why job-0"), (61, "· harness why"), (50, "q leaves")]
+)
+def test_a_command_is_shown_whole_or_not_at_all(width: int, hint: str) -> None:
+    made = board()
+    end(begin(made), "Failed", failure_reason="it broke")
+    assert text(made, width).splitlines()[-1].endswith(hint)
+
+
+def test_who_interrupted_once_is_told_what_twice_does() -> None:
+    made = board()
+    run = begin(made)
+    assert "Ctrl-C stops it and leaves" in text(made)
+    run.stopping = run.interrupted = True
+    assert "Ctrl-C again kills it" in text(made)
+
+
 def test_every_json_event_is_documented_with_its_members() -> None:
     rows = re.findall(
         r"^\| `(\w+)` \|[^|]*\|(.*)\|$",
