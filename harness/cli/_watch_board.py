@@ -23,7 +23,12 @@ _POINTS: Final = 256
 _ANNOUNCED: Final = 1
 _TOLD: Final = 2
 _OVER: Final = 3
+_AFTER: Final = 4
 _COMMAND: Final = "Invoking script with the following command:"
+_WAITING: Final = (
+    " sagemaker-training-toolkit INFO     Waiting for the process to finish and give a return code."
+)
+"""What it says when the script's output has ended."""
 
 
 @dataclass(kw_only=True)
@@ -67,7 +72,7 @@ class Run:
     series: dict[str, Series] = field(default_factory=dict)
     samples: dict[str, dict[str, float]] = field(default_factory=dict)
     toolkit: dict[str, int] = field(default_factory=dict)
-    """Host → how far its toolkit's preface is: the command is announced, is told, the script prints."""
+    """Host → how far its toolkit is: the command is announced, is told, the script prints, has ended."""
     progress: Progress | None = None
     failure: str | None = None
     """The FailureReason, as SageMaker words it."""
@@ -81,9 +86,11 @@ class Run:
         match event:
             case Line():
                 self.lines += 1
-                if self.toolkit.get(event.host) != _OVER and self._is_from_script(
-                    event.host, event.event.message
-                ):
+                state = self.toolkit.get(event.host, 0)
+                if state == _AFTER or event.event.message.endswith(_WAITING):
+                    self.toolkit[event.host] = _AFTER
+                    return  # how it ended is told in fewer words than the toolkit's
+                if state != _OVER and self._is_from_script(event.host, event.event.message):
                     self.toolkit[event.host] = _OVER
                     self.first_line = self.first_line or event.event.timestamp_ms / 1000
                     # A hundred lines of the toolkit's are in the log for whom they concern.

@@ -150,6 +150,13 @@ def test_the_toolkits_preface_gives_way_to_the_script() -> None:
     run.take(line("hello", at=1001.5))
     assert run.to_first_line == 1.5
     assert [message for _, message in run.tail] == ["hello"]
+    for each in (
+        "2026-01-01 sagemaker-training-toolkit INFO     Waiting for the process to finish and give a return code.",
+        "2026-01-01 sagemaker-training-toolkit ERROR    ExecuteUserScriptError:",
+        "ExitCode 1",
+    ):
+        run.take(line(each))
+    assert [message for _, message in run.tail] == ["hello"]
 
 
 def test_an_image_without_the_toolkit_has_no_preface() -> None:
