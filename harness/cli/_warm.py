@@ -37,7 +37,7 @@ def show_warm(home: Home, *, as_json: bool) -> None:
 def _cells(each: JsonObject) -> tuple[str, ...]:
     left = each["idle_left"]
     return (
-        str(each["state"]),
+        f"busy with {each['job']}" if each["job"] else str(each["state"]),
         str(each["engine"]),
         str(len(each["hosts"])),
         _terminal.size(each["memory_bytes"]),

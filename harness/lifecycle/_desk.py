@@ -132,6 +132,7 @@ class Desk:
             if "status" in words:
                 _say(line, self._status())
             elif "end" in words:
+                _say(line, {"heard": True})
                 _say(line, {"ended": self._end(str(words["end"]))})
             elif "reserve" in words:
                 self._reserve(line, str(words["reserve"]))

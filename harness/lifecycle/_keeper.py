@@ -162,7 +162,8 @@ class Keeper:
                 return None
             idle = [each for each in others if each["state"] == "idle"]
             if not idle:
-                return short or f"{count} warm hosts are busy, and this machine keeps {slots()} at most"
+                busy = f"{count} warm host{'s are' if count > 1 else ' is'} busy"
+                return short or f"{busy}, and this machine keeps {slots()} at most"
             oldest = max(idle, key=lambda each: float(each["idle_seconds"]))
             if not end_idle(self._home, "another job needed the room", only=str(oldest["id"])):
                 return short or "no room could be made among other warm hosts"

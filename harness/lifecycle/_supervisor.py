@@ -397,7 +397,12 @@ class Supervisor:
     def _tell_of_trees(self, outcome: Outcome) -> None:
         """Where to find the outputs of hosts that were lost: nothing of theirs was uploaded."""
         record = self.store.job(self.name)
-        if outcome.retryable and record.hosts and "artifacts" not in record.result:
+        if (
+            outcome.retryable
+            and record.hosts
+            and "artifacts" not in record.result
+            and any(self._trees.glob("*/ml"))
+        ):
             self.note(f"what the hosts wrote was kept in {self._trees}")
 
     def _kept(self, outcome: Outcome, error: ClientError) -> Outcome:

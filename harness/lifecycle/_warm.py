@@ -76,7 +76,7 @@ class Keepers:
             elif answer.get("reserved"):
                 return
             elif answer.get("version"):
-                _ask(place, {"end": _CHANGED}, seconds=_END_SECONDS)
+                _end(place, _CHANGED)
                 whys["other"] = f"{_CHANGED} since the warm host was made"
             elif answer.get("gone"):
                 whys["gone"] = f"the warm host was gone: {answer['gone']}"
@@ -152,13 +152,37 @@ def _silence(place: Place) -> dict[str, str]:
         return {"gone": f"the warm host was gone: {KILLED}"}
     if not place.there():
         return {"gone": "the warm host was gone: it was just going away"}
-    return {"silent": f"the process that keeps the warm host ({place.facts().get('pid')}) doesn't answer"}
+    return {"silent": f"the process {place.facts().get('pid')}, which keeps the warm host, doesn't answer"}
 
 
 def warm_sets(home: Home) -> list[WarmSet]:
-    """What is kept now, by age."""
-    answers = [_ask(place, {"status": True}) for place in places(home.warm)]
+    """What is kept now, by age. One whose process doesn't answer has the state "silent"."""
+    answers = [_ask(place, {"status": True}) or _silent(place) for place in places(home.warm)]
     return sorted((answer for answer in answers if answer is not None), key=lambda each: each["made"])
+
+
+def _silent(place: Place) -> WarmSet | None:
+    """What the directory tells of a set whose process doesn't; None when that is dead, or the set just going."""
+    facts = place.facts()
+    if not facts or place.dead():
+        return None
+    return {
+        "id": place.name,
+        "state": "silent",
+        "job": None,
+        "engine": facts["engine"],
+        "first_job": facts["first"],
+        "hosts": sorted(path.name for path in (place.root / "hosts").glob("*")),
+        "memory_bytes": 0,
+        "preloaded": [],
+        "excluded": {},
+        "jobs": 0,
+        "idle_seconds": 0.0,
+        "idle_left": None,
+        "fingerprint": {},
+        "pid": facts["pid"],
+        "made": facts["made"],
+    }
 
 
 def end_idle(home: Home, why: str, *, only: str | None = None) -> list[str]:
@@ -167,10 +191,26 @@ def end_idle(home: Home, why: str, *, only: str | None = None) -> list[str]:
     for place in places(home.warm):
         if (only is not None and place.name != only) or place.dead():
             continue
-        answer = _ask(place, {"end": why}, seconds=_END_SECONDS)
-        if (answer or {}).get("ended") or not place.there():  # it may be gone before it can answer
+        if _end(place, why) or not place.there():  # it may be gone before it can answer
             ended.append(place.name)
     return ended
+
+
+def _end(place: Place, why: str) -> bool:
+    """Ask its process to end the set; False when a job has it, or the process doesn't answer."""
+    line = place.connect(_ANSWER_SECONDS)
+    if line is None:
+        return False
+    with line:
+        try:
+            line.sendall(json.dumps({"end": why}).encode() + b"\n")
+            if read_line(line)[0] is None:  # it has heard
+                return False
+            line.settimeout(_END_SECONDS)
+            answer, _ = read_line(line)
+        except (OSError, ValueError):
+            return False
+    return bool((answer or {}).get("ended"))
 
 
 def clean_dead(home: Home) -> list[str]:
@@ -223,14 +263,11 @@ def read_line(line: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
     return told, descriptors
 
 
-def _ask(
-    place: Place, words: Mapping[str, Any], *, seconds: float = _ANSWER_SECONDS
-) -> dict[str, Any] | None:
+def _ask(place: Place, words: Mapping[str, Any]) -> dict[str, Any] | None:
     line = place.connect(_ANSWER_SECONDS)
     if line is None:
         return None
     with line:
-        line.settimeout(seconds)
         try:
             line.sendall(json.dumps(words).encode() + b"\n")
             return read_line(line)[0]

@@ -223,6 +223,11 @@ def collect(
             recover(home, store)
             warm = end_idle(home, "`harness gc` was called")
             problems = [*clean_left(home, store), *clean_dead(home)]
+            problems += [
+                f"the warm host {each['id']} can't be ended: the process {each['pid']}, which keeps it, doesn't answer"
+                for each in warm_sets(home)
+                if each["state"] == "silent"
+            ]
             forget_last_words(home)
         horizon = time.time() - (0 if everything else older_than)
         unclean = store.claims(LEFT)

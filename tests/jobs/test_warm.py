@@ -760,3 +760,40 @@ def test_a_keeper_that_is_killed_while_it_gets_a_job(
             "the warm host was gone: the process that kept it was killed",
         )
     assert one.run().record.status == "Completed"
+
+
+@pytest.mark.parametrize("engine_name", ["sandbox"])
+def test_a_keeper_that_does_not_answer(
+    project: Callable[..., Project], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = project(HELLO)
+    one.run()
+    found = one.idle()
+    monkeypatch.setattr("harness.lifecycle._warm._ANSWER_SECONDS", 0.5)
+    os.kill(found["pid"], signal.SIGSTOP)
+    try:
+        job = one.run()
+        assert warmth(job)["why"] == f"the process {found['pid']}, which keeps the warm host, doesn't answer"
+        assert warmth(job)["kept"]
+        assert {each["id"]: each["state"] for each in warm_sets(one.home)}[found["id"]] == "silent"
+        collected = local.collect(home=one.home)
+        assert len(collected["warm"]) == 1
+        assert collected["problems"] == [
+            f"the warm host {found['id']} can't be ended: the process {found['pid']}, which keeps it, doesn't answer"
+        ]
+    finally:
+        os.kill(found["pid"], signal.SIGKILL)
+
+
+@pytest.mark.parametrize("engine_name", ["sandbox"])
+def test_the_harness_changed(project: Callable[..., Project], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A set of an older harness is ended: at once, or when its job is over."""
+    one = project("import sys, time; print('UP', flush=True); time.sleep(float(sys.argv[2]))")
+    old = one.submit(hyperparameters={"seconds": 3})
+    old.until_log(b"UP")
+    (first,) = places(one.home.warm)
+    monkeypatch.setattr("harness.lifecycle._warm.code_version", lambda: "newer")
+    why = "the harness itself changed since the warm host was made"
+    assert warmth(one.run(hyperparameters={"seconds": 0}))["why"] == why
+    assert old.wait().status == "Completed"
+    until(lambda: not first.there())

@@ -122,6 +122,8 @@ class _Kept:
             return "its program ended"
         if status.oom_killed:
             return "it was killed when memory ran out"
+        if status.code == 137:
+            return "it was killed"
         return status.error or f"it ended with code {status.code}"
 
     def unclean(self) -> str | None:
