@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import select
 import signal
 import socket
@@ -29,8 +30,10 @@ __all__ = ["Stage", "Terminal"]
 
 _CTRL_C: Final = b"\x03"
 _CTRL_BACKSLASH: Final = b"\x1c"
+_STANDS: Final = b"\2"
 _OVER: Final = b"\0"
-"""Written by the program when it goes on."""
+"""Written by the program when it stops, and when it goes on."""
+_MARKS: Final = re.compile(b"([\0\2])")
 _AGAIN: Final = 0.25
 """Seconds after which Ctrl-C is repeated."""
 _TIMES: Final = 8
@@ -130,17 +133,12 @@ class Terminal:
                     return
                 *messages, rest = (rest + data).split(b"\n")
                 for message in messages:
-                    self._obey(json.loads(message))
+                    if json.loads(message).get("quit"):
+                        self._drain()
+                        self._give_back()
+                        self._stop()
             if sys.stdin in ready:
                 self._type(connection, os.read(sys.stdin.fileno(), 4096))
-
-    def _obey(self, message: dict[str, Any]) -> None:
-        if message.get("quit"):
-            self._drain()
-            self._give_back()
-            self._stop()
-        elif message.get("stopped"):
-            self._take()
 
     def _type(self, connection: socket.socket, data: bytes) -> None:
         if not data:  # our own terminal is gone: so is the program's
@@ -155,27 +153,30 @@ class Terminal:
         os.write(self._master, data)
 
     def _show(self, data: bytes) -> None:
-        data, over, late = data.partition(_OVER)
-        head, newline, tail = data.rpartition(b"\n")
-        del head
+        for part in _MARKS.split(data):
+            if part == _STANDS:
+                self._take()
+            elif part == _OVER:
+                if self._line:
+                    self._write(b"\r\n")
+                self._give_back()
+            elif part:
+                self._write(part)
+
+    def _write(self, data: bytes) -> None:
+        _, newline, tail = data.rpartition(b"\n")
         if newline:
             self._line.clear()
         self._line += tail
         del self._line[:-_LINE]
         self._stage.raw(data)
-        if over:
-            if self._line:
-                self._show(b"\r\n")
-            self._give_back()
-            if late:
-                self._show(late)
 
     def _drain(self) -> None:
         """What the program wrote before it ended."""
         while select.select([self._master], [], [], _LATE)[0]:
             self._show(os.read(self._master, 65536))
         if self._line and self._saved is not None:
-            self._show(b"\r\n")
+            self._write(b"\r\n")
 
     # ------------------------------------------------------------------------------------------- our own terminal
 

@@ -180,25 +180,28 @@ class Files:
     def on_uncaught(stand: Callable[[BaseException, Any], None]) -> None:
         """Call that when an exception ends this process, after its traceback went to the log.
 
-        A script may set an excepthook of its own: the audit event comes before whichever there is.
+        A script may set an excepthook of its own: the audit event comes before whichever there is. And who
+        calls an excepthook without the event, such as an interactive console, ends nothing.
         """
         original = sys.excepthook
         owner = os.getpid()
-        stood: list[bool] = []
+        ends: list[BaseException] = []
 
         def once(value: BaseException, traceback: Any) -> None:
-            if not stood and os.getpid() == owner and isinstance(value, Exception):
-                stood.append(True)
+            if os.getpid() == owner and isinstance(value, Exception):
                 stand(value, traceback)
 
         def hook(kind: Any, value: BaseException, traceback: Any) -> None:
             original(kind, value, traceback)
             sys.stderr.flush()
-            once(value, traceback)
+            if ends and ends[0] is value:
+                once(value, traceback)
 
         def audit(event: str, arguments: Any) -> None:
-            if event == "sys.excepthook" and arguments[0] is not hook:
-                once(arguments[2], arguments[3])
+            if event == "sys.excepthook" and not ends:
+                ends.append(arguments[2])
+                if arguments[0] is not hook:
+                    once(arguments[2], arguments[3])
 
         sys.excepthook = hook
         sys.addaudithook(audit)

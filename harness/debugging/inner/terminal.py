@@ -23,8 +23,13 @@ if TYPE_CHECKING:
 
 __all__ = ["begin"]
 
+_STANDS, _OVER = b"\2", b"\0"
 _HIGH = 300
 """Descriptors of ours begin here: those that the script gets are the same as without us."""
+
+
+class Prompt(str):
+    """Not written but given to the line editor, which must know it."""
 
 
 class Console:
@@ -33,7 +38,10 @@ class Console:
     def __init__(self, files: Any, rank: int) -> None:
         self.files = files
         self.rank = rank
-        self.prompt = ""
+        self.standing = threading.RLock()
+        """Held by the thread that has the terminal."""
+        self._line = ""
+        """What was written, or is to be, since the last line ended: what is typed comes behind it."""
         self._connection: socket.socket | None = None
         self._input: Any = None
         self._output: Any = None
@@ -44,10 +52,12 @@ class Console:
     # What pdb needs of a stdin and a stdout.
 
     def readline(self) -> str:
-        prompt, self.prompt = self.prompt, ""
+        prompt, self._line = self._line, ""
+        self._put("\r")  # where the line editor begins
         if self._reader is not None:
+            self.flush()
             return self._reader(prompt)
-        self.write(prompt)
+        self._put(prompt)
         self.flush()
         try:
             line: str = self._input.readline()
@@ -56,11 +66,16 @@ class Console:
         return line
 
     def write(self, text: str) -> int:
+        self._line = (self._line + text).rpartition("\n")[2]
+        if not isinstance(text, Prompt):
+            self._put(text.replace("\0", "").replace("\2", ""))
+        return len(text)
+
+    def _put(self, text: str) -> None:
         try:
-            self._output.write(text.replace("\0", ""))
+            self._output.write(text)
         except OSError:
             pass  # the terminal is gone; reading will tell
-        return len(text)
 
     def flush(self) -> None:
         try:
@@ -126,15 +141,19 @@ class Console:
 
     def begin(self) -> None:
         """The program stands: keys go to it."""
-        self.tell(stopped=True)
+        self._mark(_STANDS)
 
     def end(self) -> None:
-        """It goes on. Told among what it wrote, so that nothing of that comes later."""
+        """It goes on."""
+        self._mark(_OVER)
+
+    def _mark(self, mark: bytes) -> None:
+        """Told among what the program wrote, so that each byte is seen on the right side of it."""
         self.flush()
         try:
-            os.write(self._output.fileno(), b"\0")
+            os.write(self._output.fileno(), mark)
         except OSError:
-            pass
+            pass  # the terminal is gone; reading will tell
 
     def tell(self, **message: Any) -> None:
         try:
@@ -239,7 +258,8 @@ class Debugger(pdb.Pdb):
     def __init__(self, console: Console) -> None:
         self.console = console
         self._text = ""
-        self._standing = threading.RLock()
+        self.headline = ""
+        """Told when the program stands next."""
         self._dead = False
         """Post mortem: there is nothing to go on with."""
         super().__init__(stdin=console, stdout=console, nosigint=True)  # type: ignore[arg-type]
@@ -247,25 +267,26 @@ class Debugger(pdb.Pdb):
 
     @property
     def prompt(self) -> str:
-        """Given to the line editor, which must know it, and not written before it."""
-        self.console.prompt = self._text
-        return ""
+        return Prompt(self._text)
 
     @prompt.setter
     def prompt(self, text: str) -> None:
         self._text = text
 
     def interaction(self, frame: Any, traceback: Any, *more: Any) -> None:
-        with self._standing:
+        with self.console.standing:
             why = self.console.open()
             if why:
                 self._go_without(why)
                 return
             self.console.files.pause()
             self.console.begin()
+            if self.headline:
+                self.message(self.headline)
+                self.headline = ""
             restore = _interruptible(self.console)
             try:
-                _complete_with(self)
+                _complete_with(self.complete)
                 super().interaction(frame, traceback, *more)
             finally:
                 restore()
@@ -318,12 +339,31 @@ class Debugger(pdb.Pdb):
 
     do_restart = do_run
 
-    def do_interact(self, arg: str) -> Any:
+    def do_interact(self, arg: str) -> None:
+        """interact
+        A console with the names of this place; Ctrl-D ends it.
+        """
+        del arg
+        import code
+        import rlcompleter
+
+        frame: Any = self.curframe
+        names = {**frame.f_globals, **frame.f_locals}
+
+        def read(prompt: str) -> str:
+            self.console.write(Prompt(prompt))
+            line = self.console.readline()
+            if not line:
+                raise EOFError
+            return line.rstrip("\n")
+
         before = sys.stdin, sys.stdout, sys.stderr
-        sys.stdin = sys.stdout = sys.stderr = self.console
+        sys.stdin = sys.stdout = sys.stderr = self.console  # type: ignore[assignment]
         try:
-            return super().do_interact(arg)
+            _complete_with(rlcompleter.Completer(names).complete)
+            code.interact("*interactive*", readfunc=read, local=names)
         finally:
+            _complete_with(self.complete)
             sys.stdin, sys.stdout, sys.stderr = before
 
     def begin_at(self, frame: FrameType) -> Any:
@@ -335,18 +375,16 @@ class Debugger(pdb.Pdb):
         sys.settrace(self.trace_dispatch)
         return self.trace_dispatch
 
-    def stand_at(self, value: BaseException, traceback: TracebackType | None) -> None:
-        """Post mortem, at the frame that raised."""
+    def stand_at(self, value: BaseException, traceback: TracebackType | None, *, last: bool) -> None:
+        """Post mortem, at the frame that raised. `last`: the program ends with it."""
         if traceback is None:
             return
         sys.settrace(None)
         self.reset()
-        self._dead = True
-        if not self.console.open():
-            kind = type(value).__name__
-            self.message("uncaught %s: %s" % (kind, value))
+        self._dead = last
+        where = "" if last else " in thread %s" % threading.current_thread().name
+        self.headline = "uncaught %s%s: %s" % (type(value).__name__, where, value)
         self.interaction(None, value if sys.version_info >= (3, 13) else traceback)
-        self._dead = False
 
 
 def _interruptible(console: Console) -> Callable[[], None]:
@@ -364,10 +402,10 @@ def _interruptible(console: Console) -> Callable[[], None]:
     return restore
 
 
-def _complete_with(debugger: Debugger) -> None:
+def _complete_with(complete: Any) -> None:
     readline: Any = sys.modules.get("readline")
     if readline is not None:
-        readline.set_completer(debugger.complete)
+        readline.set_completer(complete)
         readline.parse_and_bind("tab: complete")
 
 
@@ -389,8 +427,24 @@ def begin(files: Any, rank: int, script: str | None) -> None:
             _stop_at_first_line(debugger, script)
         else:
             files.go()
-    files.on_uncaught(debugger.stand_at)
+    files.on_uncaught(lambda value, traceback: Debugger(console).stand_at(value, traceback, last=True))
+    _see_threads(console)
     os.register_at_fork(after_in_child=_forget)
+
+
+def _see_threads(console: Console) -> None:
+    """An exception that isn't caught ends its thread only: the program goes on after the stop."""
+    original = threading.excepthook
+    owner = os.getpid()
+
+    def hook(arguments: Any) -> None:
+        original(arguments)
+        sys.stderr.flush()
+        value = arguments.exc_value
+        if os.getpid() == owner and isinstance(value, Exception):
+            Debugger(console).stand_at(value, arguments.exc_traceback, last=False)
+
+    threading.excepthook = hook
 
 
 def _take_breakpoints(debugger: Debugger) -> None:
@@ -399,8 +453,7 @@ def _take_breakpoints(debugger: Debugger) -> None:
             debugger.set_trace(sys._getframe().f_back)
 
     def set_trace(*, header: str | None = None, **_: Any) -> None:
-        if header is not None and not debugger.console.open():
-            debugger.message(header)
+        debugger.headline = header or ""
         debugger.set_trace(sys._getframe().f_back)
 
     sys.breakpointhook = here
