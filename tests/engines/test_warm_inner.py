@@ -843,6 +843,13 @@ MODULES = {
     "threads": "import threading, time; threading.Thread(target=time.sleep, args=(600,), daemon=True).start()",
     "forks": "import os, time\nif os.fork() == 0:\n    time.sleep(600)\n    os._exit(0)",
     "signals": "import signal; signal.signal(signal.SIGTERM, lambda *_: None)",
+    "reaps": "import signal; signal.signal(signal.SIGCHLD, lambda *_: None)",
+    "pipes": "import os; ends = os.pipe()",
+    "logs": "file = open(__file__ + '.log', 'w')",
+    "reads": "file = open('/dev/null'); other = open(__file__)",
+    "shares": "import mmap; block = mmap.mmap(-1, 4096)",
+    "floods": "print('x' * 10**6)",
+    "half": "import m_fine; import nothing_of_that_name",
     "moves": "import os; os.chdir('/tmp'); os.umask(0o77)",
     "sets": "import os; os.environ['SET_BY_IMPORT'] = '1'; asked = os.environ.get('ASKED')",
 }
@@ -857,7 +864,9 @@ def test_modules_that_can_not_be_preloaded(make: Make, tmp_path: Path) -> None:
 
     excluded = keeper.ready["excluded"]
     assert keeper.ready["forks"]
-    assert keeper.ready["preloaded"] == ["m_fine", "m_prints", "m_moves", "m_sets"]
+    assert keeper.ready["preloaded"] == [
+        f"m_{name}" for name in ("fine", "prints", "signals", "reads", "floods", "moves", "sets")
+    ]
     for name, word in {
         "m_fails": "No module named 'nothing_of_that_name'",
         "m_exits": "SystemExit: no",
@@ -865,7 +874,11 @@ def test_modules_that_can_not_be_preloaded(make: Make, tmp_path: Path) -> None:
         "m_hangs": "longer than 3 s",
         "m_threads": "threads",
         "m_forks": "processes",
-        "m_signals": "signals",
+        "m_reaps": "ends of processes",
+        "m_pipes": "keeps pipe open",
+        "m_logs": "m_logs.py.log open",
+        "m_shares": "shares memory",
+        "m_half": "No module named 'nothing_of_that_name'",
         "tensorflow": "TensorFlow",
         "nothing_of_that_name": "No module named",
     }.items():
@@ -881,6 +894,54 @@ def test_modules_that_can_not_be_preloaded(make: Make, tmp_path: Path) -> None:
         changed = keeper.script("print(1)", {"ASKED": "yes"})
         assert changed.lines == ["1"]
         assert "ASKED" in changed.cold[0]
+
+
+SAYS = """
+import os, sys, warnings
+print("to stdout")
+print("to stderr", file=sys.stderr)
+os.write(1, b"to the descriptor\\n")
+warnings.warn("careful")
+warnings.warn("your fault", FutureWarning, stacklevel=2)
+value = 3
+"""
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "print('before')\nimport m_says\nprint('after')",
+        "print('before')\nfrom m_says import value\nimport m_says, m_says\nprint(value)",
+        "import warnings; warnings.filterwarnings('ignore')\nimport m_says",
+        "import warnings; warnings.simplefilter('ignore', FutureWarning)\nimport m_says",
+        "import io, contextlib\nwith contextlib.redirect_stderr(io.StringIO()) as text:\n  import m_says\n"
+        "print(len(text.getvalue().splitlines()))",
+        "import logging; logging.captureWarnings(True); logging.basicConfig(format='%(message)s')\nimport m_says",
+        "import importlib; importlib.import_module('m_says')",
+        "def f():\n  import m_says\nprint('not called')",
+    ],
+)
+def test_what_a_module_writes_when_it_is_imported(
+    said: tuple[Keeper, Keeper], script: str, tmp_path: Path
+) -> None:
+    both(*said, tmp_path / "ml")
+
+    warm, cold = (keeper.script(script) for keeper in said)
+
+    assert warm.started["forks"]
+    assert not warm.cold
+    assert (warm.code, sorted(warm.lines)) == (cold.code, sorted(cold.lines))
+
+
+@pytest.fixture(scope="module")
+def said(make: Make, tmp_path_factory: pytest.TempPathFactory) -> tuple[Keeper, Keeper]:
+    """One with the module imported, and one that imports it in each run."""
+    site = tmp_path_factory.mktemp("site")
+    (site / "m_says.py").write_text(SAYS)
+    variables = {"PYTHONPATH": str(site)}
+    found = make(variables, preload=["m_says"])
+    assert found.ready["preloaded"] == ["m_says"]
+    return found, make(variables, forks=False)
 
 
 def test_packages_that_change_after_the_imports(make: Make, tmp_path: Path) -> None:

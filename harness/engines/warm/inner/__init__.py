@@ -13,6 +13,7 @@
 `site`          how a preloaded interpreter begins: inside its own `import site`
 `zygote`        the preloaded interpreter: imports, then forks
 `preload`       imports one module and looks whether a process may be forked afterwards
+`said`          what a module wrote when it was imported, until the script imports it
 `child`         in the fork: becomes the process that was asked for
 `program`       what the interpreter is about to run, and its command line, changed after the fork
 `command`       which command lines an interpreter that is already running can still obey

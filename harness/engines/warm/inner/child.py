@@ -268,6 +268,8 @@ class _Request:
         for number, name in enumerate(("stdin", "stdout", "stderr")):
             if kind(number) != zygote.streams[number] or unbuffered != zygote.unbuffered:
                 _open_stream(number, name, unbuffered)
+        for said in zygote.said:
+            said.await_import()
 
     def _renew_chance(self) -> None:
         """What modules took from chance, the clock, the process or its directory when they were imported.

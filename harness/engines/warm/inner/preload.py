@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 
+from .said import Said
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -12,34 +14,34 @@ if TYPE_CHECKING:
 __all__ = ["Reads", "State", "load"]
 
 _DEVICES = ("/dev/nvidia", "/dev/kfd", "/dev/dri", "/dev/neuron")
+_HARMLESS = frozenset({"/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"})
+_SIGCHLD = 17
 _PATIENCE = 50
 """Looks, 10 ms apart, at threads that may be ending."""
-
-
-_LIBC_SIGNALS = 3 << 31
-"""32 and 33: glibc handles them once there was a second thread."""
 
 
 class State:
     """What importing a module may not change for good."""
 
     def __init__(self) -> None:
-        with open("/proc/self/status", "rb") as file:
-            lines = dict(line.partition(b":")[::2] for line in file)
-        names = (b"SigBlk", b"SigIgn", b"SigCgt")
-        self.signals = [int(lines[name], 16) & ~_LIBC_SIGNALS for name in names]
         self.cwd = os.getcwd()
         self.umask = os.umask(0)
         os.umask(self.umask)
-
-    def difference(self, before: State) -> str | None:
-        if self.signals != before.signals:
-            return "it changes how signals are handled"
-        return None
+        self.descriptors = _descriptors()
 
     def restore(self) -> None:
         os.chdir(self.cwd)
         os.umask(self.umask)
+
+
+def _descriptors() -> dict[int, str]:
+    found = {}
+    for number in os.listdir("/proc/self/fd"):
+        try:
+            found[int(number)] = os.readlink("/proc/self/fd/" + number)
+        except OSError:
+            continue  # the directory's own
+    return found
 
 
 class Reads:
@@ -82,21 +84,23 @@ class Reads:
         self._cls.__getitem__, self._cls.__iter__ = self._original  # type: ignore[method-assign]
 
 
-def load(name: str, pause: Callable[[float], None]) -> tuple[str, str]:
-    """Import `name`: ("imported", ""), ("excluded", why) for one that can't be imported, or ("unsafe", why)
-    when this process must not be forked any more."""
+def load(name: str, pause: Callable[[float], None]) -> tuple[str, str, Said]:
+    """Import `name`: "imported", or "excluded" when there is no such module, or "unsafe" when this process must
+    not be forked any more; why; and what the import wrote."""
     before = State()
-    try:
-        __import__(name)
-    except BaseException as error:  # also SystemExit: a module that ends the program ends the script later
-        outcome = "excluded", _sentence(error)
-    else:
-        outcome = "imported", ""
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
+    outcome, why = "imported", ""
+    with Said(name) as said:
+        try:
+            __import__(name)
+        except (
+            BaseException
+        ) as error:  # also SystemExit: a module that ends the program ends the script later
+            # Half of a module is there, and the script's own import would meet it.
+            nothing = isinstance(error, ModuleNotFoundError) and (name + ".").startswith("%s." % error.name)
+            outcome, why = "excluded" if nothing else "unsafe", _sentence(error)
     before.restore()
-    why = State().difference(before) or _harm(pause)
-    return ("unsafe", why) if why else outcome
+    harm = _harm(before, pause)
+    return ("unsafe", harm, said) if harm and outcome != "unsafe" else (outcome, why, said)
 
 
 def _sentence(error: BaseException) -> str:
@@ -104,15 +108,23 @@ def _sentence(error: BaseException) -> str:
     return type(error).__name__ + (": " + text.splitlines()[0][:300] if text else "")
 
 
-def _harm(pause: Callable[[float], None]) -> str | None:
-    """What makes a fork of this process another than a new process would be."""
-    for number in os.listdir("/proc/self/fd"):
-        try:
-            target = os.readlink("/proc/self/fd/" + number)
-        except OSError:
-            continue
+def _harm(before: State, pause: Callable[[float], None]) -> str | None:
+    """What makes a fork of this process another than a new process would be.
+
+    Handlers of signals aren't: a fork has them as well. But for this one, whose helpers' ends it waits for.
+    """
+    for number, target in _descriptors().items():
         if target.startswith(_DEVICES):
             return "it opens " + target
+        if before.descriptors.get(number) != target and not _is_read(number, target):
+            return "it keeps %s open" % target.partition(":[")[0]
+    if _handles(_SIGCHLD):
+        return "it handles the ends of processes"
+    with open("/proc/self/maps", "rb") as file:
+        for line in file:
+            words = line.split(None, 5)
+            if words[1] == b"rw-s" and not words[-1].startswith(b"/dev/shm/sem."):
+                return "it shares memory"
     torch = sys.modules.get("torch")
     if torch is not None and hasattr(torch, "cuda") and torch.cuda.is_initialized():
         return "it initialises CUDA"
@@ -134,6 +146,19 @@ def _harm(pause: Callable[[float], None]) -> str | None:
             pause(0.01)
         return "it starts threads (%d)" % (_threads() - 1)
     return None
+
+
+def _is_read(number: int, target: str) -> bool:
+    """A file that is only read; whoever else reads it has its own place in it in most libraries."""
+    with open("/proc/self/fdinfo/%d" % number, "rb") as file:
+        flags = int(next(line for line in file if line.startswith(b"flags:")).split()[1], 8)
+    return target in _HARMLESS or (target.startswith("/") and flags & os.O_ACCMODE == os.O_RDONLY)
+
+
+def _handles(number: int) -> bool:
+    with open("/proc/self/status", "rb") as file:
+        lines = dict(line.partition(b":")[::2] for line in file)
+    return any(int(lines[name], 16) >> (number - 1) & 1 for name in (b"SigIgn", b"SigCgt"))
 
 
 def _threads() -> int:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
 
+    from .said import Said
+
 __all__ = ["Zygote", "main"]
 
 _KEEPER_IS_GONE = 3
@@ -92,6 +94,8 @@ class Zygote:
         self.added: list[tuple[bool, str]] = []
         """What the imports put on sys.path; whether in front of what was there."""
         self.unbuffered = bool(os.environ.get("PYTHONUNBUFFERED"))
+        self.said: list[Said] = []
+        """What each import wrote."""
         self.streams = [child.kind(number) for number in range(3)]
         self._loaded = False
 
@@ -106,10 +110,11 @@ class Zygote:
         with self.reads:
             for name in names:
                 wire.send(self.control, {"importing": name})
-                outcome, why = preload.load(name, time.sleep)
+                outcome, why, said = preload.load(name, time.sleep)
                 wire.send(self.control, {outcome: name, "why": why})
                 if outcome == "unsafe":
                     os._exit(0)
+                self.said.append(said)
         for entry in beside:
             sys.path.remove(entry)
         now = dict(os.environb)

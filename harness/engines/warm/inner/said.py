@@ -1,0 +1,90 @@
+"""What a module writes while it is imported, kept, and written again where the script imports it.
+
+A new process would show it there: text at the script's `import`, warnings through the filters that the script
+has set until then.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+__all__ = ["Said"]
+
+
+class Said:
+    """Around an import: nothing that it writes comes out."""
+
+    def __init__(self, name: str) -> None:
+        self._top = name.partition(".")[0]
+        self._texts: dict[str, bytes] = {}
+        self._warnings: list[Any] = []
+        self._specs: list[Any] = []
+
+    def __enter__(self) -> Said:
+        # The one that the imported modules will have: see `child.hide`.
+        warnings: Any = __import__("warnings")
+        self._module = warnings
+        self._show = warnings._showwarnmsg
+        warnings._showwarnmsg = self._warnings.append
+        self._streams = [(name, number, os.dup(number), _file()) for name, number in _NUMBERS.items()]
+        for name, number, _, file in self._streams:
+            getattr(sys, name).flush()
+            os.dup2(file, number)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._module._showwarnmsg == self._warnings.append:
+            self._module._showwarnmsg = self._show
+        for name, number, kept, file in self._streams:
+            getattr(sys, "__%s__" % name).flush()
+            os.dup2(kept, number)
+            os.close(kept)
+            self._texts[name] = os.pread(file, os.fstat(file).st_size, 0)
+            os.close(file)
+
+    def __bool__(self) -> bool:
+        """Asked by each `import` of an imported module, whether it is in the middle of being imported."""
+        specs, self._specs = self._specs, []
+        for spec in specs:
+            spec._initializing = False
+        if specs:
+            self._repeat(sys._getframe(1))
+        return False
+
+    def await_import(self) -> None:
+        """Say it at the next import of the module, or of one of the same package."""
+        if not self._warnings and not any(self._texts.values()):
+            return
+        for name, module in list(sys.modules.items()):
+            spec = getattr(module, "__spec__", None)
+            if spec is not None and name.partition(".")[0] == self._top:
+                spec._initializing = self
+                self._specs.append(spec)
+
+    def _repeat(self, importer: Any) -> None:
+        while importer.f_code.co_filename.startswith("<frozen importlib"):
+            importer = importer.f_back
+        for message in self._warnings:
+            place = message.filename, message.lineno
+            if os.path.dirname(place[0]) == os.path.dirname(__file__):
+                place = importer.f_code.co_filename, importer.f_lineno  # it told of who imports it
+            self._module.warn_explicit(message.message, message.category, *place, source=message.source)
+        for name, data in self._texts.items():
+            stream = getattr(sys, name)
+            if data and stream is not None:
+                stream.write(data.decode(stream.encoding or "utf-8", "replace"))
+
+
+_NUMBERS = {"stdout": 1, "stderr": 2}
+
+
+def _file() -> int:
+    """One without a name."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("said")
+    return os.open("/tmp", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
