@@ -22,7 +22,6 @@ from typing import Any, Final
 from harness import contract
 from harness._values import dataclass
 from harness.engines import Engine, Host
-from harness.engines.warm import KILLED
 from harness.errors import (
     ClientError,
     DiskError,
@@ -49,6 +48,7 @@ __all__ = ["supervise"]
 
 _CLAIM_POLL: Final = 0.1
 _RECOVER_EVERY: Final = 2.0
+_TAKEN_OVER: Final = "the process that had this job was killed"
 
 
 def supervise(home: Home, name: str, lock: int | None = None) -> None:
@@ -163,9 +163,7 @@ class Supervisor:
         self.request = self.spec.request
         self.created = record.created
         self.hostname_seed = keeper.hostname_seed(name)
-        self.cold_reason = str(
-            record.result.get("warm", {}).get("why") or f"the warm host was gone: {KILLED}"
-        )
+        self.cold_reason = str(record.result.get("warm", {}).get("why") or _TAKEN_OVER)
         self.directory = home.job(name)
         self._progress_at = 0.0
         self._clock = time.time() - time.monotonic()

@@ -214,14 +214,15 @@ def collect(
     home = home or Home.find()
     removed: list[str] = []
     freed = 0
+    problems = []
+    if dry_run:
+        warm = [str(each["id"]) for each in warm_sets(home) if each["state"] == "idle"]
+    else:
+        # Before the store is opened: on a full disk it can't be until something is gone.
+        warm = end_idle(home, "`harness gc` was called")
     with Store(home) as store:
-        problems = []
-        warm: list[str] = []
-        if dry_run:
-            warm = [str(each["id"]) for each in warm_sets(home) if each["state"] == "idle"]
-        else:
+        if not dry_run:
             recover(home, store)
-            warm = end_idle(home, "`harness gc` was called")
             problems = [*clean_left(home, store), *clean_dead(home)]
             problems += [
                 f"the warm host {each['id']} can't be ended: the process {each['pid']}, which keeps it, doesn't answer"

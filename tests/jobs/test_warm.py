@@ -757,7 +757,7 @@ def test_a_keeper_that_is_killed_while_it_gets_a_job(
         assert record.status == "Completed"
         assert warmth(job)["why"] in (
             "the warm host was lost while the job was prepared",
-            "the warm host was gone: the process that kept it was killed",
+            "the process that had this job was killed",
         )
     assert one.run().record.status == "Completed"
 
