@@ -186,9 +186,11 @@ class Files:
         original = sys.excepthook
         owner = os.getpid()
         ends: list[BaseException] = []
+        stood: list[BaseException] = []
 
         def once(value: BaseException, traceback: Any) -> None:
-            if os.getpid() == owner and isinstance(value, Exception):
+            if not stood and os.getpid() == owner and isinstance(value, Exception):
+                stood.append(value)
                 stand(value, traceback)
 
         def hook(kind: Any, value: BaseException, traceback: Any) -> None:

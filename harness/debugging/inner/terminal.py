@@ -450,10 +450,12 @@ def _see_threads(console: Console) -> None:
 def _take_breakpoints(debugger: Debugger) -> None:
     def here(*_: Any, **__: Any) -> None:
         if os.environ.get("PYTHONBREAKPOINT") != "0":
+            sys.settrace(None)  # who steps over a breakpoint() shall not see the debugger debugged
             debugger.set_trace(sys._getframe().f_back)
 
     def set_trace(*, header: str | None = None, **_: Any) -> None:
         debugger.headline = header or ""
+        sys.settrace(None)
         debugger.set_trace(sys._getframe().f_back)
 
     sys.breakpointhook = here
