@@ -22,8 +22,11 @@ _BARS: Final = "▁▂▃▄▅▆▇█"
 
 
 def png(picture: Picture) -> bytes | None:
-    """The metrics, and what the hosts used, each a small plot; None when there is nothing, or no matplotlib."""
-    series = [(name, points) for name, points in picture.metrics.items() if points][:_MOST]
+    """The metrics, and what the hosts used, each a small plot; None when there is nothing, or no matplotlib.
+
+    One value is no curve: the table has it.
+    """
+    series = [(name, points) for name, points in picture.metrics.items() if len(points) > 1][:_MOST]
     usage = [
         name for name in _DRAWN if any(len(points) > 1 for points in picture.usage.get(name, {}).values())
     ]

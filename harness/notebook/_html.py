@@ -210,11 +210,12 @@ def _log(picture: Picture) -> str:
     )
     command = _safe(f"%harness logs {picture.record.name}")
     before = f'<span style="color:{_FAINT}">… {command} has all lines</span>\n' if picture.more else ""
-    # Turned upside down twice, the box stays at its end while lines come, without a script.
+    # Turned upside down, the box stays at its end while lines come, without a script. The sheets of notebooks
+    # let a <pre> scroll by itself: as high as the box, it would show its beginning.
     return (
         f'<div style="display:flex;flex-direction:column-reverse;max-height:15em;overflow:auto;margin-top:9px;'
         f'border-top:1px solid {_LINE};padding-top:6px">'
-        f'<pre style="margin:0;{_PRE}">{before}{lines}</pre></div>'
+        f'<pre style="margin:0;flex:none;overflow:visible;{_PRE}">{before}{lines}</pre></div>'
     )
 
 

@@ -161,9 +161,11 @@ class _Panel:
         )
         if points == self._image_of or (now < self._image_next and not last):
             return
+        is_first = self._image is None
         self._image = png(picture)
         self._image_of = points
-        took = time.monotonic() - now
+        # The first one takes as long as matplotlib to be imported, which says nothing about the next ones.
+        took = 0.0 if is_first else time.monotonic() - now
         self._image_next = now + max(_CURVES, 10 * took)
 
     def _display(self, picture: Picture) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -13,7 +16,7 @@ from harness.cli._run import run
 from harness.errors import UsageError
 from harness.home import Home
 from harness.model import HostPlan, MetricPoint, Plan, Spec
-from harness.notebook import _cell, _live
+from harness.notebook import _cell, _curves, _live
 from harness.notebook._curves import png, sparkline
 from harness.notebook._html import html
 from harness.notebook._magics import COMMAND
@@ -96,6 +99,7 @@ def test_nothing_that_others_wrote_is_markup(home: Path) -> None:
         assert "\x1b" not in panel
         assert "line of 1 &lt;script&gt;" in panel
         assert "algo-2 │" in panel
+        assert re.search(r"column-reverse.*<pre style=[^>]*flex:none", panel), "the log's end is what one sees"
     assert "50 %" in running
     assert "50 %" not in ended
     assert "AlgorithmError: &lt;script&gt;" in ended
@@ -175,6 +179,8 @@ def test_a_sparkline_of_many_values_has_the_first_and_the_last() -> None:
 def test_curves_are_a_picture_or_nothing(home: Path) -> None:
     with record(home, "job") as store:
         assert png(Picture.of(Home(home), "job")) is None
+        store.add_metrics("job", points("once", [1.0]))
+        assert png(Picture.of(Home(home), "job")) is None, "one value is no curve"
         for number in range(20):
             store.add_metrics("job", points(f"metric $\\frac_{number}", [1.0, 5.0 + number]))
         store.add_metrics("job", points("CPUUtilization", [10.0, 90.0]), sampled=True)
@@ -183,6 +189,31 @@ def test_curves_are_a_picture_or_nothing(home: Path) -> None:
     assert image is not None
     assert image.startswith(b"\x89PNG")
     assert len(image) < 500_000
+
+
+def test_the_first_curves_dont_delay_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take as long as matplotlib to be imported."""
+    now = 0.0
+    drawn: list[float] = []
+        del picture
+
+    def slow_at_first(picture: Picture) -> bytes:
+        nonlocal now
+        drawn.append(now)
+        now += 3.0 if len(drawn) == 1 else 0.01
+        return b""
+
+    monkeypatch.setattr(_live, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(_curves, "png", slow_at_first)
+    panel = _live._Panel()
+    values = [(0.0, 1.0)]
+    picture: Any = SimpleNamespace(metrics={"loss": values}, usage={})
+    while now < 6:
+        panel._draw_curves(picture, now, last=False)
+        values.append((now, 1.0))
+        now += 0.25
+    assert len(drawn) >= 3
+    assert drawn[1] < 4.5
 
 
 def test_a_job_as_an_object(home: Path) -> None:
