@@ -99,7 +99,9 @@ def test_nothing_that_others_wrote_is_markup(home: Path) -> None:
         assert "\x1b" not in panel
         assert "line of 1 &lt;script&gt;" in panel
         assert "algo-2 │" in panel
-        assert re.search(r"column-reverse.*<pre style=[^>]*flex:none", panel), "the log's end is what one sees"
+        assert re.search(r"column-reverse.*<pre style=[^>]*flex:none", panel), (
+            "the log's end is what one sees"
+        )
     assert "50 %" in running
     assert "50 %" not in ended
     assert "AlgorithmError: &lt;script&gt;" in ended
@@ -195,10 +197,10 @@ def test_the_first_curves_dont_delay_the_next(monkeypatch: pytest.MonkeyPatch) -
     """They take as long as matplotlib to be imported."""
     now = 0.0
     drawn: list[float] = []
-        del picture
 
     def slow_at_first(picture: Picture) -> bytes:
         nonlocal now
+        del picture
         drawn.append(now)
         now += 3.0 if len(drawn) == 1 else 0.01
         return b""
