@@ -167,6 +167,7 @@ class _Session:
 
     def load(self, **options: Any) -> Spec:
         loaded = load_spec(self._named, **options)
+        self._spec_is_warm = loaded.local.warm
         local = dataclasses.replace(loaded.local, debug=self._options, warm=False)
         self._spec = dataclasses.replace(loaded, local=local)
         return self._spec
@@ -190,6 +191,8 @@ class _Session:
         home = Home.find()
         attendant = Attendant(home.job(record.name) / "hosts")
         screen.write(*screen.wrap(self._difference()))
+        if self._spec_is_warm:
+            screen.write("a debugged job has hosts of its own: [local] warm has no effect here")
         if self._ranks > 1:
             screen.write(*screen.wrap(self._ranks_note()))
 

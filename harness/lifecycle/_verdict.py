@@ -62,6 +62,9 @@ _SHM: Final = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 
+_HOOK: Final = re.compile(r"harness debug: (?:TimeoutError|ImportError): (.+)")
+"""The debugger's hook gives up (`debugging/inner/hook.py`)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class HostFacts:
@@ -166,7 +169,7 @@ def judge(facts: Facts) -> Verdict:
     host = _blamed(facts)
     if host is None or host.vanished or not (facts.reason or "").startswith("AlgorithmError"):
         return _platform(facts)
-    for rule in (_not_started, _memory, _install, _by_signal, _exception, _exit):
+    for rule in (_not_started, _memory, _install, _by_signal, _exception, _undebugged, _exit):
         if (verdict := rule(facts, host)) is not None:
             return verdict
     raise AssertionError("the last rule has a verdict for everything")
@@ -370,6 +373,16 @@ def _exception(facts: Facts, host: HostFacts) -> Verdict | None:
     if len(message) > _MESSAGE:
         message = f"{message[: _MESSAGE - 1]}…"
     kind = traceback.type.rpartition(".")[2]
+    if kind == "BdbQuit":
+        return Verdict(
+            kind="exception",
+            sentence=f"{place} stopped in pdb{_where(facts, host, rank)}, and a training job has no terminal, "
+            "here or in SageMaker: `harness debug --pdb` gives it one",
+            host=host.name,
+            rank=rank,
+            frame=frame or innermost,
+            traceback=traceback,
+        )
     sentence = f"{place} raised {kind}{_where(facts, host, rank)}{through}"
     return Verdict(
         kind="exception",
@@ -380,6 +393,15 @@ def _exception(facts: Facts, host: HostFacts) -> Verdict | None:
         traceback=traceback,
         advice=tuple(_about(facts, host, traceback)),
     )
+
+
+def _undebugged(facts: Facts, host: HostFacts) -> Verdict | None:
+    """`harness debug` ended the script before its first line."""
+    del facts
+    found = next((match for line in host.scan.last_lines if (match := _HOOK.match(line))), None)
+    if found is None:
+        return None
+    return Verdict(kind="start", sentence=found[1], host=host.name)
 
 
 def _exit(facts: Facts, host: HostFacts) -> Verdict:

@@ -343,10 +343,13 @@ def test_entry_points_that_are_no_script(debug: Debug, entry_point: str, files: 
 
 
 def test_nobody_attaches(debug: Debug) -> None:
-    session = debug(PLAIN, "--attach-timeout", "1", engine="sandbox")
+    session = debug(PLAIN, "--attach-timeout", "1", engine="sandbox", local={"warm": True})
     assert session.end() == FAILED
-    assert "rank 0 stood before its first line and nothing was attached within 1 s" in session.text
+    assert (
+        "why         rank 0 stood before its first line and nothing was attached within 1 s" in session.text
+    )
     assert "begin" not in session.text
+    assert "[local] warm has no effect here" in session.text
 
 
 def test_harness_debug_is_killed_while_the_script_waits(debug: Debug, home: Path) -> None:

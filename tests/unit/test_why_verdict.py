@@ -74,6 +74,27 @@ def killed(pid: int, *, rss: int = 3_000_000) -> dict[str, Any]:
             "exception",
             "train.py:31 raised ZeroDivisionError on algo-1 rank 1: division by zero",
         ),
+        (
+            facts(
+                host(
+                    "(Pdb) ",
+                    "Traceback (most recent call last):",
+                    '  File "/opt/ml/code/train.py", line 3, in <module>',
+                    '    print("x", x)',
+                    '  File "/usr/lib/python3.11/bdb.py", line 115, in dispatch_line',
+                    "    if self.quitting: raise BdbQuit",
+                    "bdb.BdbQuit",
+                )
+            ),
+            "exception",
+            "train.py:3 stopped in pdb, and a training job has no terminal, here or in SageMaker: "
+            "`harness debug --pdb` gives it one",
+        ),
+        (
+            facts(host("harness debug: TimeoutError: rank 0 stood before its first line and nobody came")),
+            "start",
+            "rank 0 stood before its first line and nobody came",
+        ),
         # The host that ended first only lost the other.
         (
             facts(host(*LOST), host(*TRACEBACK, name="algo-2"), world_size=2),
