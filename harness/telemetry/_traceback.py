@@ -25,6 +25,10 @@ _PREFIX: Final = re.compile(
 )
 """What PyTorch ≥ 2.2, AWS's MPI and torchrun --tee put before each line of a rank."""
 _HEAD: Final = "Traceback (most recent call last):"
+_BEHIND: Final = re.compile(rf"(?:\[rank(?P<rank>\d+)\]: ?)?{re.escape(_HEAD)}\s*$")
+"""It may stand behind what has no line end: a progress bar, a prompt."""
+_QUOTED: Final = re.compile(r"\s*ErrorMessage \"")
+"""The toolkit's own telling of it."""
 _FRAME: Final = re.compile(r'^ {0,2}File "(?P<file>.+)", line (?P<line>\d+)(?:, in (?P<function>.+))?$')
 _MARKS: Final = re.compile(r"^[\s~^]*[~^][\s~^]*$")
 _NUMBERED: Final = re.compile(r"^ {0,2}\[Previous line repeated \d+ more times?\]$")
@@ -172,6 +176,11 @@ class _Open:
             self.wants_source = False
 
 
+def _begins(line: str) -> re.Match[str] | None:
+    """Whether a traceback begins with this line."""
+    return None if _HEAD not in line or _QUOTED.match(line) else _BEHIND.search(line)
+
+
 class _Scanner:
     def __init__(self, keep_last: int) -> None:
         self.done: list[Traceback] = []
@@ -206,12 +215,11 @@ class _Scanner:
             del self._last[: -self._keep_last]
         if self._of_root(line) or self._of_crash(line):
             return
-        if line.strip() == _HEAD:
+        if (torn := _begins(line)) is not None:
+            rank = rank if torn["rank"] is None else int(torn["rank"])
             self._message = None
             del self._open[: -_AT_ONCE + 1]
-            self._open.append(
-                _Open(at=number, rank=rank, lines=[line.strip()], chained=self._chain.pop(rank, ""))
-            )
+            self._open.append(_Open(at=number, rank=rank, lines=[_HEAD], chained=self._chain.pop(rank, "")))
             return
         if line in _CHAINS:
             self._chained(rank, line)

@@ -118,6 +118,25 @@ def test_lines_that_lost_their_indentation() -> None:
     assert found.tracebacks[0].frames[0].source == "main()"
 
 
+@pytest.mark.parametrize(
+    ("before", "rank"),
+    [("\r 42%|████      | 3/7 [00:01<00:01]", None), ("name? ", None), ("\r 42%|███[rank1]: ", 1)],
+)
+def test_behind_what_has_no_line_end(before: str, rank: int | None) -> None:
+    """A progress bar stands in the line as long as it grows."""
+    prefix = "" if rank is None else f"[rank{rank}]: "
+    found = scan(
+        [
+            f"{before}Traceback (most recent call last):",
+            f'{prefix}  File "/opt/ml/code/train.py", line 3, in <module>',
+            f"{prefix}    fit()",
+            f"{prefix}ValueError: no",
+        ]
+    )
+    assert told(found) == [("ValueError", "no", rank, "/opt/ml/code/train.py", 3)]
+    assert found.tracebacks[0].text.startswith("Traceback (most recent call last):\n")
+
+
 def test_a_chain_is_one_traceback_told_by_its_last_exception() -> None:
     found = scanned(
         """
