@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from harness.errors import UsageError
+from harness.errors import MachineError, UsageError
 from harness.home import Home
 from harness.model import JsonObject, MetricPoint
 from harness.quantities import clock, duration
@@ -199,10 +199,18 @@ class Metrics(Sequence[MetricPoint]):
         return found
 
     def to_frame(self) -> Any:
-        """A `pandas.DataFrame` with the columns timestamp, name, host and value. Needs pandas."""
+        """A `pandas.DataFrame` with the columns timestamp, name, host and value.
+
+        Raises MachineError when pandas isn't installed.
+        """
         from importlib import import_module
 
-        pd: Any = import_module("pandas")
+        try:
+            pd: Any = import_module("pandas")
+        except ImportError as error:
+            raise MachineError(
+                f"a frame of metrics needs pandas, which isn't here ({error}): pip install pandas"
+            ) from error
         frame = pd.DataFrame(
             [(each.timestamp_ms, each.name, each.host, each.value) for each in self._points],
             columns=["timestamp", "name", "host", "value"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import threading
 import time
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 import harness
 from harness.cli._run import run
-from harness.errors import UsageError
+from harness.errors import MachineError, UsageError
 from harness.home import Home
 from harness.model import HostPlan, MetricPoint, Plan, Spec
 from harness.notebook import _cell, _curves, _live
@@ -237,6 +238,14 @@ def test_a_job_as_an_object(home: Path) -> None:
         job.logs(host="algo-3")
     with pytest.raises(UsageError, match="there are loss"):
         job.metrics().values("los")
+
+
+def test_a_frame_needs_pandas(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with record(home, "job") as store:
+        store.add_metrics("job", points("loss", [3.0, 1.0]))
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(MachineError, match="pip install pandas"):
+        harness.job("job").metrics().to_frame()
 
 
 def test_the_cells_options_are_those_of_the_command_line() -> None:
