@@ -342,6 +342,28 @@ def test_entry_points_that_are_no_script(debug: Debug, entry_point: str, files: 
     assert session.end() == COMPLETED, session.text
 
 
+def test_a_script_that_listens_for_an_editor_itself(debug: Debug) -> None:
+    """Its editor is ours; and its children have none of debugpy's variables."""
+    script = """\
+        import debugpy, subprocess, sys
+
+        debugpy.listen(5678)
+        debugpy.wait_for_client()
+        debugpy.breakpoint()
+        show = "import os; print('child', [name for name in os.environ if 'PYDEVD' in name])"
+        subprocess.run([sys.executable, "-c", show], check=True)
+        """
+    session = debug(script, engine="sandbox")
+    client = session.client()
+    client.attach(session.mappings, {})
+    thread, frame = client.stopped()
+    assert frame["line"] in (5, 6)
+    client.ask("continue", threadId=thread)
+    assert session.end() == COMPLETED, session.text
+    assert "debugpy.listen() is answered" in session.text
+    assert "child []" in session.text
+
+
 def test_nobody_attaches(debug: Debug) -> None:
     session = debug(PLAIN, "--attach-timeout", "1", engine="sandbox", local={"warm": True})
     assert session.end() == FAILED

@@ -68,10 +68,9 @@ def _seen_by_pydevd() -> list[BaseException]:
 
 def _listen(files: Any, place: str, needs: Any) -> Any:
     """The machine's debugpy, listening; or one that the host has itself where that one is too new for it."""
+    before = dict(os.environ)
     # It would warn into the log that frozen modules can't be debugged; nobody wants to.
-    quiet = "PYDEVD_DISABLE_FILE_VALIDATION"
-    before = os.environ.get(quiet)
-    os.environ[quiet] = "1"
+    os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"
     ours = sys.version_info[:2] >= needs
     if ours:
         sys.path.insert(0, place)
@@ -96,11 +95,29 @@ def _listen(files: Any, place: str, needs: Any) -> Any:
     finally:
         if ours:
             sys.path.remove(place)
-        if before is None:
-            del os.environ[quiet]
-        else:
-            os.environ[quiet] = before
+        _restore(before)
+    _answer(debugpy, files, ("127.0.0.1", port))
     return debugpy, port
+
+
+def _restore(before: dict[str, str]) -> None:
+    """debugpy sets variables as well, and the script's children would have them."""
+    for name in [name for name in os.environ if name not in before]:
+        del os.environ[name]
+    for name, value in before.items():
+        if os.environ.get(name) != value:
+            os.environ[name] = value
+
+
+def _answer(debugpy: Any, files: Any, endpoint: Any) -> None:
+    """A script that listens for an editor itself goes on with the one that is there: no second can be."""
+
+    def listen(address: Any, **_: Any) -> Any:
+        del address
+        files.say("the script's own debugpy.listen() is answered: its editor is the one of `harness debug`")
+        return endpoint
+
+    debugpy.listen = listen
 
 
 def _relay(files: Any, rank: int, port: int) -> None:
