@@ -25,6 +25,8 @@ from harness.errors import EngineError
 __all__ = ["DockerDoor"]
 
 _CHUNK: Final = 1 << 20
+_PATIENCE: Final = 30.0
+"""Seconds between two signs of life of a command of ours, which takes a moment."""
 _NOT_FOUND: Final = re.compile(r"executable file not found|no such file or directory", re.IGNORECASE)
 _WRAPPING: Final = re.compile(
     r"^OCI runtime exec failed: |exec failed: |unable to start container process: |: unknown$"
@@ -96,7 +98,9 @@ class DockerDoor:
                         resize=lambda: session.resize(*terminal.size),
                     )
             except BaseException:
-                # The daemon lets a command live on that nobody listens to.
+                # The daemon lets a command live on that nobody listens to. While we hold its stream and don't
+                # read, the daemon waits for us, and learns of no other command's end.
+                session.close()
                 with contextlib.suppress(EngineError):
                     self.kill(command.mark)
                 raise
@@ -322,6 +326,11 @@ class _Session:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # closed already, or by the daemon
+            self._socket.shutdown(socket.SHUT_RDWR)
         if self._response is not None:
             self._response.close()
         self._socket.close()
@@ -340,6 +349,10 @@ class _Session:
             return self._socket.recv(_CHUNK)
         except ConnectionResetError:
             return b""
+        except TimeoutError as error:
+            raise EngineError(
+                f"Docker has started a command and tells nothing of it for {_PATIENCE:.0f} s"
+            ) from error
 
     def write(self, data: bytes) -> int:
         return self._socket.send(data)
@@ -349,9 +362,9 @@ class _Session:
             self._socket.shutdown(socket.SHUT_WR)
 
     def all(self) -> bytes:
-        """All that it says on stdout, to its end."""
+        """All that it says on stdout, to its end. Raises EngineError when that doesn't come."""
         self.end()
-        self._socket.settimeout(None)
+        self._socket.settimeout(_PATIENCE)
         demultiplexer, said = Demultiplexer(), []
         data = self.early or self.read()
         while data:
