@@ -63,7 +63,10 @@ def debug_parts(options: DebugOptions, request: JsonObject, *, directory: Path, 
         path = directory / name
         path.touch()
         path.chmod(0o666)
-    directory.chmod(0o777)  # a container's user may be anybody; the job's own directory is not
+    # A container's user may be anybody. Who comes to a socket in there runs code as its program does, so only
+    # the user gets through the directory above.
+    directory.chmod(0o777)
+    directory.parent.chmod(0o700)
     return DebugParts(
         mounts=tuple(mounts),
         environment={

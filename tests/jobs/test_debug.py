@@ -208,6 +208,8 @@ def test_an_editor_attaches_steps_and_goes(debug: Debug, home: Path, engine_name
     """By the local path of a line; the script sees nothing of it; what it stands is counted apart."""
     session = debug(PLAIN, engine=engine_name)
     client = session.client()
+    host = Home(home).job(the_job(home).name) / "hosts" / "algo-1"
+    assert host.stat().st_mode & 0o077 == 0  # the debugger runs anybody's code
     begun = time.monotonic()
     time.sleep(0.5)  # an editor that takes its time
     stood = time.monotonic() - begun
