@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import signal
 import subprocess
 import threading
@@ -13,6 +12,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import IO, Any, Final
 
+from harness.engines._output import Output
 from harness.engines.sandbox import _usage
 from harness.engines.sandbox._memory import MemoryGroup, machine_memory, oom_kills
 from harness.engines.sandbox._orphans import end_marked
@@ -23,7 +23,6 @@ from harness.model import ExitStatus, Usage
 
 __all__ = ["SandboxHost"]
 
-_READ: Final = 1 << 20
 _KILL_PATIENCE: Final = 30.0
 
 _living: weakref.WeakSet[SandboxHost] = weakref.WeakSet()
@@ -66,8 +65,7 @@ class SandboxHost:
         assert process.stdin is not None
         self._control: IO[bytes] = process.stdin
         _living.add(self)
-        self._output = output
-        self._position = 0
+        self._output = Output(name, output)
         self._pid = int(report["pid"])
         self._exec_error: dict[str, Any] | None = report["exec"]
         self._entry = {
@@ -85,8 +83,6 @@ class SandboxHost:
         self._status: ExitStatus | None = None
         self._ended = threading.Event()
         self._control_lock = threading.Lock()
-        self._output_lock = threading.Lock()
-        self._end_signal, self._end_tell = os.pipe()
         self.notes: tuple[str, ...] = tuple(report["notes"])
         """What this machine couldn't give the host, one sentence each."""
         # Daemon: a supervisor that ends takes its hosts along, there is nothing to wait for.
@@ -97,11 +93,6 @@ class SandboxHost:
 
     def __repr__(self) -> str:
         return f"<SandboxHost {self._name} pid {self._pid}{' ended' if self._ended.is_set() else ''}>"
-
-    def __del__(self) -> None:
-        for descriptor in (self._output, self._end_signal):
-            with contextlib.suppress(OSError):
-                os.close(descriptor)
 
     @property
     def name(self) -> str:
@@ -123,28 +114,7 @@ class SandboxHost:
         Raises:
             EngineError: bytes are asked for that were handed out already; a pipe has them only once.
         """
-        with self._output_lock:
-            if skip < self._position:
-                if skip:
-                    raise EngineError(
-                        f"the first {self._position} bytes of {self._name}'s output were read already, not only {skip}"
-                    )
-                skip = self._position
-            poll = select.poll()
-            poll.register(self._output, select.POLLIN)
-            poll.register(self._end_signal, select.POLLIN)
-            while True:
-                ready = dict(poll.poll())
-                if not ready.get(self._output, 0):
-                    return  # the host has ended and nothing is left, whoever else may hold the pipe
-                chunk = os.read(self._output, _READ)
-                if not chunk:
-                    return
-                start, self._position = self._position, self._position + len(chunk)
-                if start < skip:
-                    chunk = chunk[skip - start :]
-                if chunk:
-                    yield chunk
+        return self._output.read(skip)
 
     def wait(self, timeout: float | None = None) -> ExitStatus | None:
         """See `Host.wait`."""
@@ -237,7 +207,7 @@ class SandboxHost:
         self._status = self._judge(told)
         with self._control_lock:
             self._ended.set()
-        os.close(self._end_tell)
+        self._output.end()
         with contextlib.suppress(EOFError, OSError):
             launcher.read_frame(status)  # end of file: it has cleaned up
         os.close(status)

@@ -479,8 +479,6 @@ class WarmEngine:
             # The engine gives the files to the user when it removes what is left of the hosts.
             self._inner.close(self._place.job)
         self._return(run.launches)
-        for host in run.hosts:
-            host.release()
         self._run = None
         self._done.add(job_name)
         self.jobs += 1

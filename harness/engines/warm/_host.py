@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import select
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
+from harness.engines._output import Output
 from harness.engines.keeping import KeepableHost
 from harness.engines.warm._link import Link
 from harness.errors import EngineError
@@ -18,7 +18,6 @@ from harness.model import ExitStatus, Usage
 
 __all__ = ["WarmHost"]
 
-_READ: Final = 1 << 20
 _PIPE_SIZE: Final = 1 << 20
 _KILL_PATIENCE: Final = 30.0
 _END_PATIENCE: Final = 30.0
@@ -48,18 +47,14 @@ class WarmHost:
         self._we_killed = False
         self._status: ExitStatus | None = None
         self._ended = threading.Event()
-        self._position = 0
-        self._output, write = os.pipe()
-        self._end_signal, self._end_tell = os.pipe()
+        read, write = os.pipe()
+        self._output = Output(inner.name, read)
         self.notes = notes
         """What this machine couldn't give the host, one sentence each."""
         try:
             with contextlib.suppress(OSError):  # a user may have used up what pipes may hold in all
-                fcntl.fcntl(self._output, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
+                fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
             link.run(self, argv, environment, write)
-        except BaseException:
-            self.release()
-            raise
         finally:
             os.close(write)
 
@@ -78,24 +73,7 @@ class WarmHost:
         Raises:
             EngineError: bytes are asked for that were handed out already.
         """
-        if 0 < skip < self._position:
-            raise EngineError(f"the first {self._position} bytes of {self.name}'s output were read already")
-        skip = max(skip, self._position)
-        poll = select.poll()
-        poll.register(self._output, select.POLLIN)
-        poll.register(self._end_signal, select.POLLIN)
-        while True:
-            ready = dict(poll.poll())
-            if not ready.get(self._output, 0):
-                return
-            chunk = os.read(self._output, _READ)
-            if not chunk:
-                return
-            start, self._position = self._position, self._position + len(chunk)
-            if start < skip:
-                chunk = chunk[skip - start :]
-            if chunk:
-                yield chunk
+        return self._output.read(skip)
 
     def wait(self, timeout: float | None = None) -> ExitStatus | None:
         """See `Host.wait`."""
@@ -126,13 +104,6 @@ class WarmHost:
     def usage(self) -> Usage | None:
         """See `Host.usage`: with what the host needs to stay warm."""
         return None if self._ended.is_set() else self._inner.usage()
-
-    def release(self) -> None:
-        """Close what only a run needs, once nobody reads its output any more."""
-        for descriptor in (self._output, self._end_signal, self._end_tell):
-            if descriptor >= 0:
-                os.close(descriptor)
-        self._output = self._end_signal = self._end_tell = -1
 
     # ------------------------------------------------------------------ what the link's thread tells
 
@@ -167,6 +138,5 @@ class WarmHost:
         if self._ended.is_set():
             return
         self._status = status
-        # It is never read, so that every reader sees it. Told before the end is: then this may be closed.
-        os.write(self._end_tell, b"1")
         self._ended.set()
+        self._output.end()
