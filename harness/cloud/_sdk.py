@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 from harness.cloud._account import Account
@@ -34,8 +37,12 @@ def sagemaker_session(
         PyTorch(…, instance_type="ml.p4d.24xlarge", sagemaker_session=harness.sagemaker_session()).fit(…)
 
     Everything the SDK asks of SageMaker, S3, CloudWatch, STS and IAM is answered by this machine. Nothing
-    is sent anywhere, the SDK's own telemetry included, and no credentials are needed. What isn't answered
+    is sent to AWS, the SDK's own telemetry included, and no credentials are needed. What isn't answered
     (endpoints, processing, tuning) raises botocore's ClientError with UnknownOperationException.
+
+    An interrupt of `fit` ends the waiting only, as it does with SageMaker, and says so. When it is imported, and
+    for each estimator, the SDK itself asks EC2's metadata service for credentials if it finds none: on a machine
+    without any, AWS_EC2_METADATA_DISABLED=true spares that.
 
     Args:
         region, account: what names and ARNs are made of.
@@ -87,6 +94,20 @@ def _has_hosts(description: dict[str, Any]) -> bool:
     return bool(statuses & {"Training", *_ENDED})
 
 
+@contextlib.contextmanager
+def _goes_on(job: str) -> Iterator[None]:
+    """Tell who interrupts it what that means: the SDK keeps it to itself, and `fit` returns as if all were well."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(
+            f"\nInterrupted: the job {job} goes on, as it would in the cloud. "
+            f"`harness stop {job}` or estimator.latest_training_job.stop() stops it.",
+            file=sys.stderr,
+        )
+        raise
+
+
 def _session_class() -> Any:
     from importlib import import_module
 
@@ -106,7 +127,10 @@ def _session_class() -> Any:
         ) -> None:
             """What the SDK's own does: the log in the hosts' colours, the secondary statuses, the bill."""
             del log_type  # there are no debugger rules here, so there is only the log
-            poll = min(poll, _POLL)
+            with _goes_on(job_name):
+                self._show(job_name, wait, min(poll, _POLL), timeout)
+
+        def _show(self, job_name: str, wait: bool, poll: float, timeout: float | None) -> None:
             deadline = None if timeout is None else time.monotonic() + timeout
             description = self.describe_training_job(job_name)
             print(utils.secondary_training_status_message(description, None), end="")
@@ -139,6 +163,7 @@ def _session_class() -> Any:
                         print(f"{what} seconds:", seconds * count)
 
         def wait_for_job(self, job: str, poll: float = _POLL) -> Any:
-            return super().wait_for_job(job, poll=min(poll, _POLL))
+            with _goes_on(job):
+                return super().wait_for_job(job, poll=min(poll, _POLL))
 
     return LocalCloudSession

@@ -6,9 +6,11 @@ import importlib.util
 import io
 import os
 import re
+import signal
 import socket
 import tarfile
 import textwrap
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -197,6 +199,11 @@ def test_a_job_that_nobody_waits_for(
     while "loss=1.0;" not in harness.job(job.name).logs():
         assert time.monotonic() < deadline
         time.sleep(0.05)
+    threading.Timer(1, signal.raise_signal, [signal.SIGINT]).start()
+    with pytest.raises(KeyboardInterrupt):
+        job.wait()
+    assert f"the job {job.name} goes on, as it would in the cloud" in capsys.readouterr().err
+    assert job.describe()["TrainingJobStatus"] == "InProgress"
     job.stop()
     job.wait()
     assert job.describe()["TrainingJobStatus"] == "Stopped"
