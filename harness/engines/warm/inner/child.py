@@ -7,6 +7,7 @@ can be refused any more.
 from __future__ import annotations
 
 import _io
+import gc
 import os
 import resource
 import sys
@@ -270,6 +271,8 @@ class _Request:
                 _open_stream(number, name, unbuffered)
         for said in zygote.said:
             said.await_import()
+        if zygote.collects:
+            gc.unfreeze()
 
     def _renew_chance(self) -> None:
         """What modules took from chance, the clock, the process or its directory when they were imported.

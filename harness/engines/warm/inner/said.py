@@ -1,7 +1,7 @@
 """What a module writes while it is imported, kept, and written again where the script imports it.
 
 A new process would show it there: text at the script's `import`, warnings through the filters that the script
-has set until then.
+has set until then. Before Python 3.11 `importlib.import_module` doesn't ask, and so nothing comes there.
 """
 
 from __future__ import annotations

@@ -97,6 +97,8 @@ class Zygote:
         self.said: list[Said] = []
         """What each import wrote."""
         self.streams = [child.kind(number) for number in range(3)]
+        self.collects = False
+        """A child's end must collect what was imported as well: nanobind complains of all that is left."""
         self._loaded = False
 
     def load(self, names: Sequence[str], beside: Sequence[str] = ()) -> None:
@@ -126,8 +128,9 @@ class Zygote:
             (place < first, entry) for place, entry in enumerate(sys.path) if entry not in self.path
         ]
         gc.collect()
-        # For good: a collection in a child would copy every page that holds an object's head, and its
-        # end, which is a collection, would take as long as that of a process that imported everything.
+        self.collects = any(getattr(type(one), "__module__", "") == "nanobind" for one in gc.get_objects())
+        # A collection in a child would copy every page that holds an object's head, and its end, which is a
+        # collection, would take as long as that of a process that imported everything.
         gc.freeze()
         wire.send(self.control, {"ready": [entry for entry in sys.path if os.path.isdir(entry)]})
 
