@@ -896,6 +896,32 @@ def test_modules_that_can_not_be_preloaded(make: Make, tmp_path: Path) -> None:
         assert "ASKED" in changed.cold[0]
 
 
+def test_locks_that_a_module_made_are_free_in_each_run(make: Make, tmp_path: Path) -> None:
+    """tqdm makes one when it is imported; whoever is killed with it in hand must not stop the next run."""
+    (tmp_path / "m_locks.py").write_text(
+        "import multiprocessing as m; lock, three, event = m.RLock(), m.Semaphore(3), m.Event()"
+    )
+    keeper = make({"PYTHONPATH": str(tmp_path)}, preload=["m_locks"])
+    script = """
+        import os, m_locks
+        print(m_locks.lock.acquire(timeout=0), [m_locks.three.acquire(timeout=0) for _ in range(4)])
+        print(m_locks.event.is_set())
+        m_locks.event.set()
+        if os.fork() == 0:
+            m_locks.three.release()
+            os._exit(0)
+        os.wait()
+        print(m_locks.three.get_value(), flush=True)
+        os.kill(os.getpid(), 9)
+    """
+
+    for _ in range(2):
+        run = keeper.script(script)
+        assert run.lines == ["True [True, True, True, False]", "False", "1"]
+        assert run.started["forks"]
+        assert not run.cold
+
+
 def test_the_end_of_what_counts_what_is_left(make: Make, cold: Keeper, tmp_path: Path) -> None:
     """Triton's library tells, when the interpreter ends, of each of its objects that is still there."""
     pytest.importorskip("triton")

@@ -294,6 +294,11 @@ class _Request:
         if process is not None:
             process.ORIGINAL_DIR = os.getcwd()
             process.current_process()._config["authkey"] = process.AuthenticationString(os.urandom(32))
+        for lock, value in self._zygote.semaphores:
+            # Its memory is shared with all forks, and a run that was killed may have held it.
+            old = lock._semlock
+            lock._semlock = type(old)(old.kind, value, old.maxvalue, lock._make_name(), True)
+            lock._make_methods()
         threading = modules.get("threading")
         if threading is not None:
             threading.main_thread()._set_native_id()

@@ -10,8 +10,9 @@ from .said import Said
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
-__all__ = ["Reads", "State", "load"]
+__all__ = ["Reads", "State", "load", "semaphores"]
 
 _DEVICES = ("/dev/nvidia", "/dev/kfd", "/dev/dri", "/dev/neuron")
 _HARMLESS = frozenset({"/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"})
@@ -101,6 +102,16 @@ def load(name: str, pause: Callable[[float], None]) -> tuple[str, str, Said]:
     before.restore()
     harm = _harm(before, pause)
     return ("unsafe", harm, said) if harm and outcome != "unsafe" else (outcome, why, said)
+
+
+def semaphores() -> list[tuple[Any, int]]:
+    """Locks and semaphores of multiprocessing in this process, with their values."""
+    modules: dict[str, Any] = sys.modules
+    synchronize = modules.get("multiprocessing.synchronize")
+    if synchronize is None:
+        return []
+    found = list(modules["multiprocessing.util"]._afterfork_registry.values())
+    return [(one, one._semlock._get_value()) for one in found if isinstance(one, synchronize.SemLock)]
 
 
 def _sentence(error: BaseException) -> str:

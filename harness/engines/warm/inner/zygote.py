@@ -97,6 +97,8 @@ class Zygote:
         self.said: list[Said] = []
         """What each import wrote."""
         self.streams = [child.kind(number) for number in range(3)]
+        self.semaphores: list[tuple[Any, int]] = []
+        """Locks of multiprocessing that the imports made, and their values."""
         self.collects = False
         """A child's end must collect what was imported as well: nanobind complains of all that is left."""
         self._loaded = False
@@ -128,6 +130,7 @@ class Zygote:
             (place < first, entry) for place, entry in enumerate(sys.path) if entry not in self.path
         ]
         gc.collect()
+        self.semaphores = preload.semaphores()
         self.collects = any(getattr(type(one), "__module__", "") == "nanobind" for one in gc.get_objects())
         # A collection in a child would copy every page that holds an object's head, and its end, which is a
         # collection, would take as long as that of a process that imported everything.
