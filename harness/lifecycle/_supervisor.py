@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from harness import contract
-from harness._values import dataclass
 from harness.engines import Engine, Host
 from harness.errors import (
     ClientError,
@@ -37,7 +36,8 @@ from harness.lifecycle._capacity import try_claim
 from harness.lifecycle._clean import LEFT, clean
 from harness.lifecycle._entries import record_entries
 from harness.lifecycle._keeper import Keeper
-from harness.lifecycle._owner import LOG, own, recover
+from harness.lifecycle._outcome import COMPLETED, STOPPED, Outcome, failed, failed_by, unforeseen
+from harness.lifecycle._owner import own, recover
 from harness.lifecycle._pause import Pause
 from harness.lifecycle._prepare import Preparation, Prepared
 from harness.lifecycle._watch import StopCause, Verdict, Watch
@@ -76,7 +76,7 @@ def _supervise(home: Home, name: str, lock: int | None, keeper: Keeper) -> None:
             except Exception as error:
                 # Else every command would start a supervisor for this job, for ever.
                 traceback.print_exc()
-                outcome = _failed(_unforeseen(error, home.job(name)))
+                outcome = unforeseen(error, home.job(name))
                 _end(store, keeper, name, outcome, clean=False, training_end=None)
 
 
@@ -104,49 +104,6 @@ class _StopAskedError(Exception):
     def __init__(self, cause: str) -> None:
         super().__init__(cause)
         self.cause = cause
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """How the job will end once its outputs are up."""
-
-    status: str
-    secondary: str
-    message: str
-    reason: str | None = None
-    retryable: bool = False
-
-
-_COMPLETED: Final = Outcome(status="Completed", secondary="Completed", message=contract.messages.COMPLETED)
-_STOPPED: Final = {
-    StopCause.USER: Outcome(status="Stopped", secondary="Stopped", message=contract.messages.STOPPED),
-    StopCause.MAX_RUNTIME: Outcome(
-        status="Stopped",
-        secondary="MaxRuntimeExceeded",
-        message=contract.messages.MAX_RUNTIME_EXCEEDED,
-    ),
-    StopCause.MAX_WAIT: Outcome(
-        status="Stopped",
-        secondary="MaxWaitTimeExceeded",
-        message=contract.messages.MAX_WAIT_TIME_EXCEEDED,
-    ),
-}
-
-
-def _failed(error: JobError) -> Outcome:
-    return Outcome(
-        status="Failed",
-        secondary="Failed",
-        message=contract.messages.FAILED,
-        reason=error.failure_reason,
-        retryable=isinstance(error, InternalServerError),
-    )
-
-
-def _unforeseen(error: Exception, directory: Path) -> InternalServerError:
-    return InternalServerError(
-        f"the harness failed: {type(error).__name__}: {error} (traceback in {directory / LOG})"
-    )
 
 
 class Supervisor:
@@ -180,7 +137,7 @@ class Supervisor:
         try:
             engine = self._keeper.engine(self)
         except MachineError as error:
-            outcome = outcome or _failed(InternalServerError(str(error)))
+            outcome = outcome or failed_by(InternalServerError(str(error)))
             self._finish(None, outcome, f"the {self.plan.engine} engine can't be used: {error}")
             return
         if outcome is None:
@@ -206,15 +163,15 @@ class Supervisor:
                 return outcome
             return self._upload(outcome)
         except _StopAskedError as asked:
-            return _STOPPED[asked.cause]
+            return STOPPED[asked.cause]
         except JobError as error:
-            return _failed(error)
+            return failed_by(error)
         except Exception as error:
             traceback.print_exc()
             sys.stderr.flush()
             if isinstance(error, MachineError):
-                return _failed(InternalServerError(str(error)))
-            return _failed(_unforeseen(error, self.directory))
+                return failed_by(InternalServerError(str(error)))
+            return unforeseen(error, self.directory)
 
     def _hosts(self, engine: Engine) -> tuple[Prepared, Mapping[str, Host]]:
         """The running hosts: started now, or those that outlived an earlier supervisor.
@@ -257,6 +214,16 @@ class Supervisor:
         if (told := self._keeper.told()) is not None:
             self.store.merge_result(self.name, warm=told)
 
+    def _tell_of_hosts(self, prepared: Prepared, hosts: Mapping[str, Host]) -> None:
+        """On record how others find them, and what this machine couldn't give them."""
+        try:
+            record_entries(self.directory, hosts.values(), prepared.launches)
+        except OSError as error:
+            self.note(f"`harness shell` can't find the hosts of this job ({error})")
+        for host in hosts.values():
+            for note in host.notes:
+                self.note(note)
+
     def _recorded_end(self) -> tuple[Prepared, Verdict] | None:
         """The end of hosts that an earlier supervisor saw and recorded, but didn't live to judge."""
         hosts = self.store.hosts(self.name)
@@ -275,21 +242,10 @@ class Supervisor:
         prepared, hosts = self._hosts(engine)
         if not hosts:
             return prepared, Verdict(ended={}, cause=self._stop_cause(), killed=True)
-        try:
-            record_entries(self.directory, hosts.values(), prepared.launches)
-        except OSError as error:
-            self.note(f"`harness shell` can't find the hosts of this job ({error})")
-        for host in hosts.values():
-            for note in host.notes:
-                self.note(note)
+        self._tell_of_hosts(prepared, hosts)
         definitions = self.request["AlgorithmSpecification"].get("MetricDefinitions", [])
         scanner = MetricScanner(definitions)
         checkpoints = Artifacts(self, prepared).checkpoints
-
-        def tick() -> None:
-            checkpoints.tick()
-            self.pause.look()
-
         verdict = Watch(
             self.store,
             self.name,
@@ -299,7 +255,7 @@ class Supervisor:
             sampler=Sampler(prepared.trees, prepared.gpus),
             grace=self.spec.local.stop_grace,
             limits=self._limit_passed,
-            tick=tick,
+            companions=(checkpoints.tick, self.pause.look),
             problem=self.note,
             witness=Witness(
                 self.directory / "post-mortem",
@@ -338,21 +294,21 @@ class Supervisor:
 
     def _decide(self, prepared: Prepared, verdict: Verdict) -> Outcome:
         """Exit codes decide (contract: G5), unless the job was stopped (contract: G7, G12)."""
-        if verdict.cause in _STOPPED:
-            return _STOPPED[verdict.cause]
+        if verdict.cause in STOPPED:
+            return STOPPED[verdict.cause]
         failure = verdict.first_failure
         if failure is None:
-            return _COMPLETED
+            return COMPLETED
         host, status = failure
         if status.vanished:
-            return _failed(InternalServerError(f"host {host} is gone: {status.error or 'it vanished'}"))
+            return failed_by(InternalServerError(f"host {host} is gone: {status.error or 'it vanished'}"))
 
         from harness.outputs import read_failure
 
         text = contract.failure_reason(status, read_failure(prepared.trees[host]))
         if len(verdict.ended) > 1:
             self.note(f"{host} failed first, with exit code {status.code}; the other hosts were stopped")
-        return Outcome(status="Failed", secondary="Failed", message=contract.messages.FAILED, reason=text)
+        return failed(text)
 
     def _keep_post_mortem(self, outcome: Outcome) -> None:
         """What the end of this attempt left to look at. Never changes how it ended."""
@@ -389,7 +345,7 @@ class Supervisor:
             return self._kept(outcome, error)
         except _StopAskedError as asked:
             self.note(f"the job was killed while its outputs were packed; they were kept in {self._trees}")
-            return _STOPPED[asked.cause] if outcome.status == "Completed" else outcome
+            return STOPPED[asked.cause] if outcome.status == "Completed" else outcome
         return outcome
 
     def _tell_of_trees(self, outcome: Outcome) -> None:
@@ -407,7 +363,7 @@ class Supervisor:
         """What the hosts wrote stays in the job's directory: nothing is lost but the archive."""
         why = f" ({error})" if outcome.status == "Failed" else ""
         self.note(f"the outputs were kept in {self._trees}{why}")
-        return outcome if outcome.status == "Failed" else _failed(error)
+        return outcome if outcome.status == "Failed" else failed_by(error)
 
     def _finish(self, engine: Engine | None, outcome: Outcome, problem: str | None = None) -> None:
         """Leave nothing but results. What can't be removed doesn't change how the job ended."""

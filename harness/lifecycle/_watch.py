@@ -14,7 +14,7 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -89,12 +89,13 @@ class Watch:
         sampler: Sampler,
         grace: float,
         limits: Callable[[], str | None],
-        tick: Callable[[], None],
+        companions: Sequence[Callable[[], None]],
         problem: Callable[[str], None],
-        witness: Witness | None = None,
+        witness: Witness,
     ) -> None:
-        """`limits` says which `StopCause` a time limit calls for now, if any; `tick` is called often
-        (checkpoint sync); `problem` takes a sentence for the job's notes; `witness` sees what happens."""
+        """`limits` says which `StopCause` a time limit calls for now, if any; `companions` is what goes on
+        beside the hosts, each called often; `problem` takes a sentence for the job's notes; `witness` sees what
+        happens."""
         self._store = store
         self._name = name
         self._hosts = dict(hosts)
@@ -103,7 +104,7 @@ class Watch:
         self._sampler = sampler
         self._grace = grace
         self._limits = limits
-        self._tick = tick
+        self._companions = (*companions, witness.tick)
         self._problem = problem
         self._witness = witness
         self._events: queue.Queue[list[MetricPoint] | tuple[str, ExitStatus] | str] = queue.Queue()
@@ -120,15 +121,13 @@ class Watch:
         while len(self._ended) < len(self._hosts):
             self._take_events(wait=_TICK)
             self._obey()
-            self._tick()
-            if self._witness is not None:
-                self._witness.tick()
+            for companion in self._companions:
+                companion()
             if time.monotonic() >= next_sample:
                 next_sample = time.monotonic() + _SAMPLE_EVERY
                 self._sample()
         self._take_events(wait=0)
-        if self._witness is not None:
-            self._witness.finish()
+        self._witness.finish()
         ladder = self._ladder
         return Verdict(
             ended=dict(self._ended),
@@ -148,8 +147,7 @@ class Watch:
                 self._scanner.feed(name, writer.unterminated(), _now_ms())
                 for chunk in host.output(skip=writer.size):
                     now = _now_ms()
-                    if self._witness is not None:
-                        self._witness.heard()
+                    self._witness.heard()
                     # The script must not block on a full pipe because our log can't be written; the
                     # writer keeps what the disk doesn't take, and counts what it has to drop.
                     with contextlib.suppress(DiskError):
@@ -192,8 +190,7 @@ class Watch:
 
     def _end(self, host: str, status: ExitStatus) -> None:
         self._ended[host] = status
-        if self._witness is not None:
-            self._witness.ended(host, status)
+        self._witness.ended(host, status)
         if not status.vanished:  # its code is our guess: a supervisor that takes over must look for itself
             self._store.host_ended(self._name, host, status.code, oom_killed=status.oom_killed)
         if status.code and self._first_failure_at is None:
@@ -222,7 +219,7 @@ class Watch:
 
     def _begin(self, cause: str, grace: float) -> None:
         """Start the ladder, or shorten it: a kill overtakes a stop, a stop never lengthens one."""
-        if self._ladder is None and self._witness is not None and cause in _OVERTIME:
+        if self._ladder is None and cause in _OVERTIME:
             self._witness.before_stop(cause, self._running())
         deadline = time.monotonic() + grace
         if self._ladder is None:
@@ -243,9 +240,8 @@ class Watch:
     def _sample(self) -> None:
         running = self._running()
         points = [point for host in running for point in self._sampler.sample(host)]
-        if self._witness is not None:
-            for host in running:
-                self._witness.look(host, self._sampler.last[host.name])
+        for host in running:
+            self._witness.look(host, self._sampler.last[host.name])
         self._keep(points, sampled=True)
 
     def _keep(self, points: list[MetricPoint], *, sampled: bool = False) -> None:
