@@ -117,42 +117,47 @@ def no_job_outlives_its_test(home: Path) -> Iterator[None]:
 Submit = Callable[..., Job]
 
 
+def write_project(
+    project: Path,
+    script: str,
+    *,
+    engine: str,
+    image: str | None = None,
+    files: Mapping[str, str] | None = None,
+    **spec: Any,
+) -> Path:
+    """source_dir and job.toml in a new directory; extra top-level keys and tables as keyword arguments."""
+    (project / "code").mkdir(parents=True)
+    entry = spec.get("entry_point", "train.py")
+    (project / "code" / entry).write_text(textwrap.dedent(script))
+    for name, text in (files or {}).items():
+        path = project / "code" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(textwrap.dedent(text))
+    local_table = {"engine": engine, "stop_grace": 5, **spec.pop("local", {})}
+    document = {
+        "name": "t",
+        "entry_point": "train.py",
+        "source_dir": "code",
+        "role": ROLE,
+        "image_uri": image or "111122223333.dkr.ecr.us-east-1.amazonaws.com/mine:1",
+        "instance_type": "ml.m5.large",
+        "instance_count": 1,
+        **spec,
+        "local": {"images": {"*": image or "harness-pytorch"}, **local_table},
+    }
+    path = project / "job.toml"
+    path.write_text(to_toml(document))
+    return path
+
+
 @pytest.fixture
 def write_spec(tmp_path: Path) -> Callable[..., Path]:
-    """Write source_dir and job.toml; extra top-level keys and tables as keyword arguments."""
+    """`write_project` in a directory of the test's own."""
     numbers = iter(range(1000))
 
-    def write(
-        script: str,
-        *,
-        engine: str,
-        image: str | None = None,
-        files: Mapping[str, str] | None = None,
-        **spec: Any,
-    ) -> Path:
-        project = tmp_path / f"project{next(numbers)}"
-        (project / "code").mkdir(parents=True)
-        entry = spec.get("entry_point", "train.py")
-        (project / "code" / entry).write_text(textwrap.dedent(script))
-        for name, text in (files or {}).items():
-            path = project / "code" / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(textwrap.dedent(text))
-        local_table = {"engine": engine, "stop_grace": 5, **spec.pop("local", {})}
-        document = {
-            "name": "t",
-            "entry_point": "train.py",
-            "source_dir": "code",
-            "role": ROLE,
-            "image_uri": image or "111122223333.dkr.ecr.us-east-1.amazonaws.com/mine:1",
-            "instance_type": "ml.m5.large",
-            "instance_count": 1,
-            **spec,
-            "local": {"images": {"*": image or "harness-pytorch"}, **local_table},
-        }
-        path = project / "job.toml"
-        path.write_text(to_toml(document))
-        return path
+    def write(script: str, **options: Any) -> Path:
+        return write_project(tmp_path / f"project{next(numbers)}", script, **options)
 
     return write
 

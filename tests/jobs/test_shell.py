@@ -20,9 +20,10 @@ import pytest
 
 from harness.errors import BAD_SPEC
 from harness.home import Home
+from harness.spec import load
 from harness.store import Store
 from harness.targets import local
-from tests.jobs.conftest import Job, Submit
+from tests.jobs.conftest import Job, Submit, write_project
 
 WAITS = """
     import json, os, time
@@ -46,13 +47,72 @@ def harness(*words: str, stdin: bytes = b"") -> subprocess.CompletedProcess[byte
     )
 
 
-@pytest.fixture
-def running(submit: Submit, engine_name: str, unique: str) -> Job:
-    job = submit(
-        WAITS, engine=engine_name, job_name=unique, environment={"MINE": "a b"}, hyperparameters={"lr": 0.1}
+@pytest.fixture(scope="module", params=["sandbox", pytest.param("docker", marks=pytest.mark.docker)])
+def engine_name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def shared(engine_name: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Job]:
+    """A job of two hosts that all tests of an engine look into; the last of them ends it."""
+    place = tmp_path_factory.mktemp("shared")
+    home = Home(place / "home")
+    home.root.mkdir()
+    spec = write_project(
+        place / "project",
+        WAITS,
+        engine=engine_name,
+        instance_count=2,
+        environment={"MINE": "a b"},
+        hyperparameters={"lr": 0.1},
     )
-    job.until_log(b"is-up")
+    job = Job(home, local.submit(load(spec, job_name=f"t-{uuid.uuid4().hex[:12]}"), home=home).name)
+    try:
+        for host in ("algo-1", "algo-2"):
+            job.until_log(b"is-up", host)
+        yield job
+    finally:
+        if not job.record.ended_for_good:
+            local.stop(job.name, now=True, home=home)
+            job.wait()
+
+
+@pytest.fixture
+def running(shared: Job, home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Job]:
+    """That job, which a test leaves as it was."""
+    del home
+    monkeypatch.setenv("HARNESS_HOME", str(shared.home.root))
+    yield shared
+    assert shared.record.secondary_status == "Training"
+
+
+@pytest.fixture(scope="module")
+def fallen(engine_name: str, tmp_path_factory: pytest.TempPathFactory) -> Job:
+    """A job that failed."""
+    place = tmp_path_factory.mktemp("fallen")
+    home, data, victim = Home(place / "home"), place / "data", place / "victim"
+    home.root.mkdir()
+    data.mkdir()
+    (data / "d").write_text("d")
+    victim.write_text("mine")
+    spec = write_project(
+        place / "project",
+        FAILS,
+        engine=engine_name,
+        inputs={"training": str(data)},
+        environment={"MINE": "a b", "VICTIM": str(victim)},
+    )
+    job = Job(home, local.submit(load(spec, job_name=f"t-{uuid.uuid4().hex[:12]}"), home=home).name)
+    assert job.wait().status == "Failed"
     return job
+
+
+@pytest.fixture
+def failed(fallen: Job, home: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
+    """That job."""
+    del home
+    monkeypatch.setenv("HARNESS_HOME", str(fallen.home.root))
+    return fallen
 
 
 def processes_with(word: str) -> list[str]:
@@ -176,18 +236,6 @@ def test_a_shell_is_the_user_s_and_ctrl_c_is_the_shell_s(running: Job, person: C
     assert running.record.secondary_status == "Training"
 
 
-def test_a_shell_doesn_t_keep_its_job_from_ending(running: Job, person: Callable[..., Person]) -> None:
-    me = person("shell", running.name)
-    me.sees(f"({running.name} algo-1) ".encode())
-
-    local.stop(running.name, now=True, home=running.home)
-
-    me.sees(f"algo-1 of {running.name} has ended".encode())
-    assert me.process.wait(60) == 137
-    assert me.has_the_terminal_back()
-    assert running.wait().status == "Stopped"
-
-
 def test_nothing_of_a_shell_outlives_its_command_line(running: Job, person: Callable[..., Person]) -> None:
     seconds = str(10**6 + uuid.uuid4().int % 10**6)
     me = person("shell", running.name)
@@ -204,6 +252,23 @@ def test_nothing_of_a_shell_outlives_its_command_line(running: Job, person: Call
     assert running.record.secondary_status == "Training"
 
 
+def test_a_command_whose_reader_goes_away_ends_at_once(running: Job) -> None:
+    word = f"spoken-{uuid.uuid4().hex}"
+    endless = f"exec -a {word} yes"
+    talking = subprocess.Popen(
+        [sys.executable, "-m", "harness", "exec", running.name, "--", "bash", "-c", endless],
+        stdout=subprocess.PIPE,
+    )
+    assert talking.stdout is not None
+    assert talking.stdout.read(2) == b"y\n"
+
+    talking.stdout.close()
+
+    assert talking.wait(20) != 0
+    assert soon(lambda: not processes_with(word))
+    assert harness("exec", running.name, "--", "true").returncode == 0
+
+
 def guards() -> list[str]:
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
@@ -214,10 +279,8 @@ def guards() -> list[str]:
     return found
 
 
-def test_one_of_several_hosts(submit: Submit, engine_name: str, unique: str, tmp_path: Path) -> None:
-    job = submit(WAITS, engine=engine_name, job_name=unique, instance_count=2)
-    for host in ("algo-1", "algo-2"):
-        job.until_log(b"is-up", host)
+def test_one_of_several_hosts(running: Job, tmp_path: Path) -> None:
+    unique = running.name
 
     first = harness("exec", unique, "--", "sh", "-c", "echo $SM_CURRENT_HOST $SM_HOSTS")
     second = harness("exec", unique, "--host", "algo-2", "--", "sh", "-c", "echo $SM_CURRENT_HOST")
@@ -232,21 +295,9 @@ def test_one_of_several_hosts(submit: Submit, engine_name: str, unique: str, tmp
     assert json.loads((tmp_path / "resourceconfig.json").read_text())["current_host"] == "algo-2"
 
 
-def test_a_failed_job_is_stood_in_where_it_fell(
-    run: Submit, engine_name: str, unique: str, tmp_path: Path
-) -> None:
-    data, victim = tmp_path / "data", tmp_path / "victim"
-    data.mkdir()
-    (data / "d").write_text("d")
-    victim.write_text("mine")
-    job = run(
-        FAILS,
-        engine=engine_name,
-        job_name=unique,
-        inputs={"training": str(data)},
-        environment={"MINE": "a b", "VICTIM": str(victim)},
-    )
-    assert job.record.status == "Failed"
+def test_a_failed_job_is_stood_in_where_it_fell(failed: Job, tmp_path: Path) -> None:
+    job, unique = failed, failed.name
+    victim = Path(job.record.request["Environment"]["VICTIM"])
 
     look = (
         "cat /tmp/mine /opt/ml/model/m /opt/ml/input/data/training/d; echo; pwd; "
@@ -262,7 +313,7 @@ def test_a_failed_job_is_stood_in_where_it_fell(
         *done.stdout.decode().split("\n")[3:],
     ]
     assert done.returncode == 3
-    assert (data / "d").read_text() == "d"
+    assert (victim.parent / "data/d").read_text() == "d"
     # What was changed stays, and is the user's; nothing else does.
     hosts = job.home.job(unique) / "hosts/algo-1"
     assert (hosts / "ml/model/added").read_text() == "kept\n"
@@ -299,9 +350,9 @@ def assert_nothing_is_left(job: Job) -> None:
 
 
 def test_a_post_mortem_that_is_killed_leaves_nothing_and_excludes_a_second(
-    run: Submit, engine_name: str, unique: str, person: Callable[..., Person]
+    failed: Job, person: Callable[..., Person]
 ) -> None:
-    job = run("raise ValueError", engine=engine_name, job_name=unique)
+    job, unique = failed, failed.name
     me = person("shell", unique, "--post-mortem")
     me.sees(b"a new host on what algo-1 of")
     me.sees(f"({unique} algo-1) ".encode())
@@ -362,3 +413,20 @@ def test_jobs_that_are_in_no_state_for_it(run: Submit, home: Path, unique: str) 
     done = harness("shell", failed.name, "--post-mortem", "--host", "algo-2")
     assert b"has no host 'algo-2': did you mean algo-1?" in done.stderr
     assert completed.record.status == "Completed"
+
+
+def test_a_shell_doesn_t_keep_its_job_from_ending(
+    shared: Job, home: Path, monkeypatch: pytest.MonkeyPatch, person: Callable[..., Person]
+) -> None:
+    """The last of those that look into this job."""
+    del home
+    monkeypatch.setenv("HARNESS_HOME", str(shared.home.root))
+    me = person("shell", shared.name)
+    me.sees(f"({shared.name} algo-1) ".encode())
+
+    local.stop(shared.name, now=True, home=shared.home)
+
+    me.sees(f"algo-1 of {shared.name} has ended".encode())
+    assert me.process.wait(60) == 137
+    assert me.has_the_terminal_back()
+    assert shared.wait().status == "Stopped"
