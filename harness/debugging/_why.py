@@ -101,6 +101,8 @@ def _running(home: Home, record: JobRecord) -> Why:
         said = f"it is running; at this moment {waiting.sentence}"
     elif scripts:
         said = f"it is running: the script is at {scripts[0].where}"
+    elif any(each.role == "launcher" and each.frames for each in stacks.stacks):
+        said = "it is running: the script has not begun, the toolkit is still preparing it"
     else:
         said = f"it is running, in {record.secondary_status} for {span:.0f} s"
     return Why(

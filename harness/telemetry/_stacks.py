@@ -61,6 +61,13 @@ _COLLECTIVES: Final = (
 _CHILD: Final = "multiprocessing/process.py"
 _WAITS: Final = ("/multiprocessing/", "torch/utils/data/", "concurrent/futures/")
 """Where a process is that waits for one that it started."""
+_LAUNCHERS: Final = (
+    "sagemaker_training/",
+    "contract/toolkit/",
+    "torch/distributed/run.py",
+    "/run/harness/code/",
+    "warm/inner/",
+)
 _BACKWARD: Final = ("torch/autograd/__init__.py", "torch/autograd/graph.py", "torch/_tensor.py")
 
 Role = Literal["script", "worker", "launcher", "other"]
@@ -362,11 +369,7 @@ def _with_roles(stacks: Sequence[Stack], parents: Mapping[int, int]) -> list[Sta
 
 def _is_launcher(stack: Stack) -> bool:
     files = [frame.file for frame in stack.frames]
-    return any(
-        part in file
-        for file in files
-        for part in ("sagemaker_training/", "contract/toolkit/", "torch/distributed/run.py", "warm/inner/")
-    )
+    return any(part in file for file in files for part in _LAUNCHERS)
 
 
 # ----------------------------------------------------------------------------------------- judging

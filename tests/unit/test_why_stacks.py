@@ -13,7 +13,7 @@ import pytest
 from harness.store import from_json, to_json
 from harness.telemetry import Frame, Stack, Stacks, hide_arguments, hider, is_secret, standstill, take_stacks
 from harness.telemetry._hang import HangDetector, describe_hang
-from harness.telemetry._stacks import find_py_spy
+from harness.telemetry._stacks import _with_roles, find_py_spy
 
 needs_py_spy = pytest.mark.skipif(find_py_spy() is None, reason="py-spy is not installed")
 C10D = "/usr/lib/python3/site-packages/torch/distributed/distributed_c10d.py"
@@ -291,3 +291,12 @@ def test_values_that_are_secret_are_hidden_as_words() -> None:
         "deep": {"lines": ["********"]},
     }
     assert hider([])(document) is document
+
+
+def test_the_keeper_of_a_warm_host_is_not_the_script() -> None:
+    """Before the script is there, no process runs the user's code."""
+    places = ("/run/harness/code/keeper.py:144:_turn", "/usr/lib/python3.11/runpy.py:88:_run_code")
+    (told,) = _with_roles([stack(None, *places, pid=1)], {})
+    assert told.role == "launcher"
+    (baked,) = _with_roles([stack(None, "/opt/app/train.py:1:<module>", pid=1)], {})
+    assert baked.role == "script"
