@@ -38,6 +38,7 @@ __all__ = [
 
 _ANSWER_SECONDS: Final = 5.0
 _END_SECONDS: Final = 120.0
+_SEIZE_SECONDS: Final = 1.0
 _MOST: Final = 1 << 20
 _LOST: Final = "the warm host was lost while the job was prepared"
 _CHANGED: Final = "the harness itself changed"
@@ -220,9 +221,11 @@ def clean_dead(home: Home) -> list[str]:
 
     problems = []
     for place in places(home.warm):
-        with place.seized() as mine:
+        if not place.dead():
+            continue
+        with place.seized(_SEIZE_SECONDS) as mine:
             if not mine:
-                continue
+                continue  # somebody else is about it
             try:
                 clean_up(place, open_engine(place.facts()["engine"]))
             except (HarnessError, OSError) as error:

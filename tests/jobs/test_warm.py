@@ -106,7 +106,7 @@ def project(
         end_idle(place, "the test is over")
         local.collect(home=place)
         time.sleep(0.05)
-    assert not places(place.warm)
+    until(lambda: not place.warm.exists() or not any(place.warm.iterdir()))
     until(lambda: processes_of(home) == [])
     if engine_name == "docker":
         assert containers_of(home) == []
@@ -798,3 +798,16 @@ def test_the_harness_changed(project: Callable[..., Project], monkeypatch: pytes
     assert warmth(one.run(hyperparameters={"seconds": 0}))["why"] == why
     assert old.wait().status == "Completed"
     until(lambda: not first.there())
+
+
+def test_what_is_left_of_a_set_that_was_being_removed(home: Path) -> None:
+    """Its keeper was killed in the middle, or something couldn't be removed."""
+    warm = home / "warm"
+    for name in ("0a1b2c3d", ".new-0a1b2c3d"):
+        (warm / name / "hosts").mkdir(parents=True)
+    assert places(warm) == []
+    assert len(list(warm.iterdir())) == 2  # somebody may be about it
+    for path in warm.iterdir():
+        os.utime(path, (0, 0))
+    assert places(warm) == []
+    assert list(warm.iterdir()) == []

@@ -204,13 +204,15 @@ def _try_lock(descriptor: int, kind: int) -> bool:
 
 
 def places(warm: Path) -> list[Place]:
-    """The sets of that directory, and what was never finished of one removed."""
+    """The sets of that directory. What was never finished of one is removed, and what is left of one that was
+    being removed."""
     found = []
     with contextlib.suppress(FileNotFoundError), os.scandir(warm) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
-            if not entry.name.startswith("."):
-                if entry.is_dir(follow_symlinks=False):
-                    found.append(Place(Path(entry.path)))
+            place = Place(Path(entry.path))
+            if not entry.name.startswith(".") and place.there():
+                found.append(place)
             elif time.time() - entry.stat(follow_symlinks=False).st_mtime > _OLD_SECONDS:
-                remove_tree(entry.path)
+                with contextlib.suppress(OSError):  # somebody else is about it, or it is for its owner to see
+                    remove_tree(entry.path)
     return found
