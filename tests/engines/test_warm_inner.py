@@ -941,6 +941,8 @@ print("to stderr", file=sys.stderr)
 os.write(1, b"to the descriptor\\n")
 warnings.warn("careful")
 warnings.warn("your fault", FutureWarning, stacklevel=2)
+warnings.filterwarnings("always", "mine")
+warnings.simplefilter("ignore", BytesWarning, append=True)
 value = 3
 """
 
@@ -959,7 +961,9 @@ value = 3
             "import importlib; importlib.import_module('m_says')",
             marks=pytest.mark.skipif(sys.version_info < (3, 11), reason="import_module doesn't ask"),
         ),
-        "def f():\n  import m_says\nprint('not called')",
+        "def f():\n  import m_says\nimport warnings\nprint('not called', warnings.filters)",
+        "import warnings; warnings.filterwarnings('ignore')\nimport m_says\nprint(warnings.filters)\n"
+        "for _ in range(2): warnings.warn('mine too'), warnings.warn('other')",
     ],
 )
 def test_what_a_module_writes_when_it_is_imported(

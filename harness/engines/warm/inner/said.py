@@ -1,7 +1,7 @@
-"""What a module writes while it is imported, kept, and written again where the script imports it.
+"""What a module says while it is imported, kept, and said again where the script imports it.
 
-A new process would show it there: text at the script's `import`, warnings through the filters that the script
-has set until then. Before Python 3.11 `importlib.import_module` doesn't ask, and so nothing comes there.
+As in a new process: text comes at the script's `import`, warnings go through the filters that the script has set
+until then, and what the module filters itself comes in front of those. Before Python 3.11 `importlib.import_module` doesn't ask, and so nothing comes there.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any
 
-__all__ = ["Said"]
+__all__ = ["Said", "await_imports"]
 
 
 class Said:
@@ -23,6 +24,9 @@ class Said:
         self._top = name.partition(".")[0]
         self._texts: dict[str, bytes] = {}
         self._warnings: list[Any] = []
+        self._in_front: list[Any] = []
+        """Filters of warnings that it put before all others."""
+        self._behind: list[Any] = []
         self._specs: list[Any] = []
 
     def __enter__(self) -> Said:
@@ -31,6 +35,7 @@ class Said:
         self._module = warnings
         self._show = warnings._showwarnmsg
         warnings._showwarnmsg = self._warnings.append
+        self._before = list(warnings.filters)
         self._streams = [(name, number, os.dup(number), _file()) for name, number in _NUMBERS.items()]
         for name, number, _, file in self._streams:
             getattr(sys, name).flush()
@@ -40,12 +45,21 @@ class Said:
     def __exit__(self, *_: object) -> None:
         if self._module._showwarnmsg == self._warnings.append:
             self._module._showwarnmsg = self._show
+        self._compare_filters()
         for name, number, kept, file in self._streams:
             getattr(sys, "__%s__" % name).flush()
             os.dup2(kept, number)
             os.close(kept)
             self._texts[name] = os.pread(file, os.fstat(file).st_size, 0)
             os.close(file)
+
+    def _compare_filters(self) -> None:
+        filters, before = self._module.filters, self._before
+        known = [one for one in filters if one in before]
+        first = filters.index(known[0]) if known else len(filters)
+        self._only_added = known == before
+        self._in_front = filters[:first]
+        self._behind = [one for one in filters[first:] if one not in before]
 
     def __bool__(self) -> bool:
         """Asked by each `import` of an imported module, whether it is in the middle of being imported."""
@@ -56,9 +70,8 @@ class Said:
             self._repeat(sys._getframe(1))
         return False
 
-    def await_import(self) -> None:
-        """Say it at the next import of the module, or of one of the same package."""
-        if not self._warnings and not any(self._texts.values()):
+    def _await_import(self) -> None:
+        if not (self._warnings or self._in_front or self._behind or any(self._texts.values())):
             return
         for name, module in list(sys.modules.items()):
             spec = getattr(module, "__spec__", None)
@@ -78,6 +91,23 @@ class Said:
             stream = getattr(sys, name)
             if data and stream is not None:
                 stream.write(data.decode(stream.encoding or "utf-8", "replace"))
+        filters = self._module.filters
+        filters[:] = [
+            *self._in_front,
+            *(one for one in filters if one not in self._in_front),
+            *(one for one in self._behind if one not in filters),
+        ]
+        self._module._filters_mutated()
+
+
+def await_imports(said: Sequence[Said]) -> None:
+    """In a fork: say it all at the next import of each module, or of one of the same package."""
+    if said and all(one._only_added for one in said):
+        module = said[0]._module
+        module.filters[:] = said[0]._before
+        module._filters_mutated()
+    for one in said:
+        one._await_import()
 
 
 _NUMBERS = {"stdout": 1, "stderr": 2}
