@@ -60,11 +60,23 @@ def sagemaker_session(
     try:
         cls = _session_class()
     except ImportError as error:
-        raise MachineError(
-            f"the SageMaker SDK v2 can't be imported ({error}): pip install 'sagemaker-harness[sagemaker]'"
-        ) from error
+        raise MachineError(_why_not(error)) from error
     belongs = Account(home=place.ensure(), region=region, number=account, local=local)
     return cls(boto_session=boto_session(belongs), default_bucket=default_bucket, sagemaker_config=_config())
+
+
+def _why_not(error: ImportError) -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    install = "pip install 'sagemaker-harness[sagemaker]'"
+    try:
+        newer = version("sagemaker-train")  # of v3, which has no estimators and other sessions
+    except PackageNotFoundError:
+        return f"the SageMaker SDK v2 can't be imported ({error}): {install}"
+    return (
+        f"this Python has the SageMaker SDK v3 (sagemaker-train {newer}), whose ModelTrainer doesn't run here: use the "
+        f"estimators of v2 in an environment of their own ({install}), or a job.toml with `harness run`"
+    )
 
 
 def _config() -> dict[str, Any]:

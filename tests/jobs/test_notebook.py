@@ -59,7 +59,11 @@ def execute(tmp_path: Path, home: Path) -> Execute:
         "argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
         "display_name": "this Python",
         "language": "python",
-        "env": {"IPYTHONDIR": str(tmp_path / "ipython"), "JUPYTER_RUNTIME_DIR": str(tmp_path / "runtime")},
+        "env": {
+            "IPYTHONDIR": str(tmp_path / "ipython"),
+            "JUPYTER_RUNTIME_DIR": str(tmp_path / "runtime"),
+            "AWS_EC2_METADATA_DISABLED": "true",  # the SageMaker SDK looks for credentials when it is imported
+        },
     }
     (kernels / "this" / "kernel.json").write_text(json.dumps(spec))
 

@@ -389,7 +389,7 @@ def test_the_reader_of_a_pipe_goes_away(home: Path, write_spec: WriteSpec) -> No
 
 
 def test_old_runs_are_removed_but_failed_ones_stay(watch: Callable[..., Watch]) -> None:
-    it = watch("raise SystemExit(1)")
+    it = watch("raise SystemExit(1)", warm=True)
     failed = it.until("ended")["job"]
     jobs = []
     for number in range(1, 13):

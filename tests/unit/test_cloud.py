@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
-from harness.cloud import OPERATIONS, Account, ServiceError, call
+from harness.cloud import OPERATIONS, Account, ServiceError, call, sagemaker_session
+from harness.errors import MachineError
 from harness.home import Home
 
 
@@ -91,3 +94,27 @@ def test_an_upload_that_is_given_up_leaves_nothing(account: Account) -> None:
     assert [path for path in account.home.s3.rglob("*") if path.is_file()] == []
     with pytest.raises(ServiceError, match="NoSuchUpload"):
         call(account, "s3", "AbortMultipartUpload", upload)
+
+
+@pytest.mark.parametrize(
+    ("installed", "sentence"),
+    [
+        ({}, "the SageMaker SDK v2 can't be imported"),
+        (
+            {"sagemaker-train": "1.27.0"},
+            r"v3 \(sagemaker-train 1\.27\.0\), whose ModelTrainer doesn't run here",
+        ),
+    ],
+)
+def test_without_the_sdk(
+    home: Path, monkeypatch: pytest.MonkeyPatch, installed: dict[str, str], sentence: str
+) -> None:
+    def version(name: str) -> str:
+        if name not in installed:
+            raise metadata.PackageNotFoundError(name)
+        return installed[name]
+
+    monkeypatch.setitem(sys.modules, "sagemaker.session", None)
+    monkeypatch.setattr(metadata, "version", version)
+    with pytest.raises(MachineError, match=sentence):
+        sagemaker_session(home=home)
