@@ -259,3 +259,7 @@ class _Session:
         screen.write(f"PyCharm, Run > Edit Configurations > Attach to DAP: 127.0.0.1:{port.number}, debugpy")
         for local, remote in mappings:
             screen.write(f"  path mapping {local} = {remote}")
+        if not mappings:
+            screen.write(
+                "The code comes as an archive: for breakpoints, unpack it and map that directory to /opt/ml/code"
+            )

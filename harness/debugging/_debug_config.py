@@ -22,14 +22,20 @@ _DECODER: Final = json.JSONDecoder()
 
 
 def path_mappings(spec: Spec) -> list[tuple[Path, str]]:
-    """Which directories and files of this machine lie where in /opt/ml/code, the most particular first."""
+    """Which directories and files of this machine lie where in /opt/ml/code, the most particular first.
+
+    None for code that comes as an archive.
+    """
     found: list[tuple[Path, str]] = []
     for upload in spec.uploads:
         if upload.kind != "source":
             continue
         found += [(path.absolute(), f"{CODE}/{path.name}") for path in upload.dependencies]
         path = upload.path.absolute()
-        found.append((path if path.is_dir() else path.parent, CODE))
+        if path.is_dir():
+            found.append((path, CODE))
+        elif upload.entry_point is not None:  # one script; else it is an archive, which nobody edits
+            found.append((path.parent, CODE))
     return found
 
 

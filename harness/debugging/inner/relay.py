@@ -142,7 +142,7 @@ def _serve(client: socket.socket, port: int, pause: Pause, turn: threading.Lock,
             end.close()
 
 
-def _ends_the_program(message: Any) -> bool:
+def ends_the_program(message: Any) -> bool:
     arguments = message.get("arguments") or {}
     command = message.get("command")
     return command == "terminate" or (command == "disconnect" and bool(arguments.get("terminateDebuggee")))
@@ -156,7 +156,7 @@ def _forward(client: socket.socket, debugger: socket.socket, messages: Messages,
             data = client.recv(65536)
             if not data:
                 break
-            if any(_ends_the_program(message) for message in cutter.feed(data)):
+            if any(ends_the_program(message) for message in cutter.feed(data)):
                 # The debugger would end the program with exit code 0, as if it had done its work. `harness
                 # debug` kills the job, and us with it.
                 os.close(os.open(quit_path, os.O_WRONLY | os.O_CREAT, 0o666))

@@ -358,7 +358,7 @@ class Debugger(pdb.Pdb):
             return line.rstrip("\n")
 
         before = sys.stdin, sys.stdout, sys.stderr
-        sys.stdin = sys.stdout = sys.stderr = self.console  # type: ignore[assignment]
+        sys.stdin = sys.stdout = sys.stderr = self.console
         try:
             _complete_with(rlcompleter.Completer(names).complete)
             code.interact("*interactive*", readfunc=read, local=names)
