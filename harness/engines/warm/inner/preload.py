@@ -17,7 +17,7 @@ __all__ = ["Reads", "State", "load", "semaphores"]
 _DEVICES = ("/dev/nvidia", "/dev/kfd", "/dev/dri", "/dev/neuron")
 _HARMLESS = frozenset({"/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"})
 _SIGCHLD = 17
-_PATIENCE = 50
+_PATIENCE = 200
 """Looks, 10 ms apart, at threads that may be ending."""
 
 
