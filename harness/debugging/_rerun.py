@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import json
+import tarfile
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
@@ -37,6 +39,8 @@ _WORDS: Final = {
     "role": "RoleArn",
 }
 """Words of job.toml that are one member of the request; hyperparameters and environment beside them."""
+_COMPARED: Final = 16 << 20
+"""Bytes of the archive beyond which it isn't compared with its source."""
 _DIRECTORY: Final = "sagemaker_submit_directory"
 
 
@@ -96,7 +100,13 @@ def rerun(
             f"the code that {name} ran is gone from the local object store ({_archive(request)}): "
             "--code current takes what its source directory holds today"
         )
-    warnings = _checkpoints(record, request, objects, fresh_name, resume=from_checkpoint)
+    warnings: tuple[str, ...] = ()
+    if code == "then":
+        where = source.path if source is not None else old.source
+        uri = _archive(request)
+        if where is not None and uri is not None and (archive := objects.head(uri)) is not None:
+            warnings = _edited_since(name, archive.path, where)
+    warnings += _checkpoints(record, request, objects, fresh_name, resume=from_checkpoint)
     spec = compile_table(
         request,
         origin=old.origin,
@@ -194,6 +204,22 @@ def _today(
     )
 
 
+def _edited_since(name: str, archive: Path, source: Path) -> tuple[str, ...]:
+    """That the code is another by now than the one that ran; whoever reruns may have forgotten it."""
+    if archive.stat().st_size > _COMPARED:
+        return ()
+    with contextlib.suppress(OSError, EOFError, tarfile.TarError), tarfile.open(archive, "r:*") as tar:
+        for member in tar:
+            now = source / member.name if source.is_dir() else source
+            file = tar.extractfile(member) if member.isfile() and now.is_file() else None
+            if file is not None and (now.stat().st_size != member.size or now.read_bytes() != file.read()):
+                return (
+                    f"it runs the code as {name} did, and {now} has changed since: --code current takes {source} "
+                    "as it is now",
+                )
+    return ()
+
+
 # ------------------------------------------------------------------------------------- checkpoints
 
 
@@ -222,6 +248,8 @@ def _checkpoints(
         return ()
     bucket, key = parse_uri(uri)
     parts = [part for part in key.split("/") if part]
+    if parts[-2:-1] == [record.name]:
+        del parts[-2]  # it was a rerun itself, with a prefix of its own
     config["S3Uri"] = "/".join([f"s3://{bucket}", *parts[:-1], fresh_name, *parts[-1:], ""])
     return (
         f"it starts fresh, with checkpoints under {config['S3Uri']}: the same request would resume from what is under "

@@ -45,14 +45,19 @@ def said(job: Job) -> str:
     return next(line for line in job.log().decode().splitlines() if line.startswith("found"))
 
 
-def test_the_same_code_though_the_directory_changed(run: Submit, engine_name: str) -> None:
+def test_the_same_code_though_the_directory_changed(
+    run: Submit, engine_name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     """# contract: C6"""
     job = run(
         COUNTS, engine=engine_name, name="mnist", hyperparameters={"lr": 0.1}, environment={"WHO": "me"}
     )
     source = Path(job.record.spec["uploads"][0]["path"])
     (source / "train.py").write_text("print('found other code')\n")
+    capsys.readouterr()
     twin = again(job)
+    told = f"it runs the code as {job.name} did, and {source / 'train.py'} has changed since: --code current"
+    assert told in capsys.readouterr().err
     assert twin.name.startswith("mnist-")
     assert twin.name != job.name
     assert said(twin) == said(job) == "found [] args ['--lr', '0.1'] who me"
@@ -71,7 +76,10 @@ def test_the_code_as_it_is_now(run: Submit) -> None:
     job = run(COUNTS, engine="sandbox", hyperparameters={"lr": 0.1})
     twin = again(job)
     source = Path(job.record.spec["uploads"][0]["path"])
+    assert not debugging.rerun(job.home, job.name).warnings
     (source / "train.py").write_text("print('found other code')\n")
+    assert "has changed since" in debugging.rerun(job.home, twin.name).warnings[0]
+    assert not debugging.rerun(job.home, twin.name, code="current").warnings
     today = again(twin, "--code", "current")
     assert said(today) == "found other code"
     assert today.record.status == "Completed"
@@ -104,6 +112,9 @@ def test_checkpoints(run: Submit, capsys: pytest.CaptureFixture[str]) -> None:
     prefix = f"s3://my-bucket/checkpoints/{fresh.name}/mnist/"
     assert fresh.record.request["CheckpointConfig"]["S3Uri"] == prefix
     assert f"starts fresh, with checkpoints under {prefix}" in capsys.readouterr().err
+    once_more = again(fresh).record.request["CheckpointConfig"]["S3Uri"]
+    assert once_more.count("/") == prefix.count("/"), "prefixes don't grow"
+    capsys.readouterr()
     resumed = again(job, "--from-checkpoint")
     assert said(resumed).startswith("found ['epoch-0']")
     assert resumed.record.request["CheckpointConfig"] == job.record.request["CheckpointConfig"]
