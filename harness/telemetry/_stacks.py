@@ -290,7 +290,7 @@ def _into_its_namespace(pid: int) -> list[str] | None:
 def _why_not(words: str) -> str:
     lines = [line for line in words.strip().splitlines() if line.strip()]
     first = lines[0].removeprefix("Error: ") if lines else "py-spy failed"
-    if "ermission denied" in words or "not permitted" in words or "root" in first:
+    if any(part in words.lower() for part in ("permission denied", "not permitted", "root")):
         return (
             "the kernel doesn't let this user look into the process (it is another user's, as in a container, or "
             "kernel.yama.ptrace_scope forbids it): run the harness as root for stacks"

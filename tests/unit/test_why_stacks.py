@@ -13,7 +13,7 @@ import pytest
 from harness.store import from_json, to_json
 from harness.telemetry import Frame, Stack, Stacks, hide_arguments, hider, is_secret, standstill, take_stacks
 from harness.telemetry._hang import HangDetector, describe_hang
-from harness.telemetry._stacks import _with_roles, find_py_spy
+from harness.telemetry._stacks import _why_not, _with_roles, find_py_spy
 
 needs_py_spy = pytest.mark.skipif(find_py_spy() is None, reason="py-spy is not installed")
 C10D = "/usr/lib/python3/site-packages/torch/distributed/distributed_c10d.py"
@@ -300,3 +300,16 @@ def test_the_keeper_of_a_warm_host_is_not_the_script() -> None:
     assert told.role == "launcher"
     (baked,) = _with_roles([stack(None, "/opt/app/train.py:1:<module>", pid=1)], {})
     assert baked.role == "script"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "Permission Denied: Try running again with elevated permissions by going 'sudo env \"PATH=$PATH\" !!'\n",
+        "Error: Failed to open process\nReason: Operation not permitted (os error 1)\n",
+        "This program requires root on this system\n",
+    ],
+)
+def test_what_an_ordinary_user_is_told_of_a_container_s_stacks(words: str) -> None:
+    assert _why_not(words).startswith("the kernel doesn't let this user look into the process")
+    assert _why_not(words).count("\n") == 0
