@@ -64,7 +64,7 @@ def why(home: Home, name: str) -> Why:
     with Store(home) as store:
         record = store.job(name)
         if not record.ended_for_good:
-            return _running(home, record)
+            return _running(home, store, record)
         if record.status == "Completed":
             return Why(record=record, verdict="it completed: there is nothing to explain")
         found = read_bundle(home, name)
@@ -81,13 +81,13 @@ def why(home: Home, name: str) -> Why:
     )
 
 
-def _running(home: Home, record: JobRecord) -> Why:
+def _running(home: Home, store: Store, record: JobRecord) -> Why:
     span = time.time() - (record.transitions[-1].start if record.transitions else record.created)
     if record.secondary_status not in _LIVE:
-        message = record.transitions[-1].message if record.transitions else ""
         return Why(
             record=record,
-            verdict=f"it is running: {record.secondary_status} for {span:.0f} s ({message})",
+            verdict=f"its script doesn't run now: it is {record.secondary_status} for {span:.0f} s"
+            + _holders(store, record),
             next=(f"harness logs -f {record.name}",),
         )
     evidence = read_evidence(home.job(record.name) / "post-mortem")
@@ -114,6 +114,18 @@ def _running(home: Home, record: JobRecord) -> Why:
             f"harness shell {record.name}",
             f"harness stop {record.name}",
         ),
+    )
+
+
+def _holders(store: Store, record: JobRecord) -> str:
+    """Who has what a pending job waits for."""
+    if record.secondary_status != "Pending":
+        return ""
+    holders = {name for kind in ("slot", "gpu") for name in store.claims(kind).values()} - {record.name}
+    return (
+        f", until there is room on this machine: {', '.join(sorted(holders))} {'has' if len(holders) == 1 else 'have'} it"
+        if holders
+        else ""
     )
 
 

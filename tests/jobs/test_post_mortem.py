@@ -18,6 +18,7 @@ import pytest
 from harness import debugging
 from harness.cli import main
 from harness.model import JsonObject
+from harness.store import Store
 from harness.targets.follow import Notice, follow
 from harness.telemetry._stacks import find_py_spy
 from tests.jobs.conftest import Job, Submit
@@ -358,6 +359,22 @@ def test_a_job_without_a_bundle_is_explained_all_the_same(
     assert "train.py:1 raised ValueError: no" in screen(capsys, job.name)
     shutil.rmtree(job.home.job(job.name))
     assert "ValueError" in screen(capsys, job.name)
+
+
+def test_a_job_that_waits_tells_for_whom(submit: Submit, capsys: pytest.CaptureFixture[str]) -> None:
+    from harness.lifecycle._capacity import slots
+
+    first = submit("import time\nprint('up', flush=True)\ntime.sleep(60)", engine="sandbox")
+    first.until_log(b"up")
+    with Store(first.home) as store:
+        taken = store.claims("slot")
+        assert store.claim(first.name, {"slot": [str(n) for n in range(slots()) if str(n) not in taken]})
+    second = submit("print('never')", engine="sandbox")
+    second.until(lambda: second.record.secondary_status == "Pending")
+    told = " ".join(screen(capsys, second.name).split())
+    assert "its script doesn't run now: it is Pending for" in told
+    assert f"until there is room on this machine: {first.name} has it" in told
+    assert main(["stop", second.name, "--now"]) == main(["stop", first.name, "--now"]) == 0
 
 
 def test_no_job_to_ask_about(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
