@@ -172,7 +172,16 @@ def test_a_directory_of_the_job_s_own_is_never_another(tmp_path: Path, launch: H
 
 def test_the_start_environment_is_what_interpreters_and_modules_read_when_they_start() -> None:
     names = (
-        *("PYTHONPATH", "LD_PRELOAD", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "MALLOC_ARENA_MAX", "LC_ALL"),
+        *(
+            "PYTHONPATH",
+            "LD_PRELOAD",
+            "TORCHDYNAMO_DISABLE",
+            "DGLBACKEND",
+            "OMP_NUM_THREADS",
+            "MKL_NUM_THREADS",
+            "MALLOC_ARENA_MAX",
+            "LC_ALL",
+        ),
         *("LANG", "TZ", "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "PATH", "HOME", "HF_HOME"),
     )
     others = ("TRAINING_JOB_NAME", "HOSTNAME", "AWS_REGION", "WANDB_MODE", "MY_OMP_X", "SM_HPS")

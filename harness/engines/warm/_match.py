@@ -33,6 +33,8 @@ _STARTS: Final = (
     *("PYTHON", "LD_", "LC_", "MALLOC_", "CUDA", "NVIDIA"),
     *("OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "BLIS_", "NUMEXPR_", "VECLIB_", "DNNL_", "ONEDNN_"),
     *("TORCH_", "PYTORCH_", "ATEN_", "TF_", "XLA_", "JAX_", "KERAS_", "HF_", "TRANSFORMERS_", "MPL"),
+    *("TORCHDYNAMO_", "TORCHINDUCTOR_", "TRITON_", "XFORMERS_", "ACCELERATE_", "DGL", "NUMBA_", "NLTK_"),
+    *("NPY_", "NUMPY_", "SCIPY_", "SKLEARN_", "JOBLIB_", "POLARS_"),
 )
 _NAMES: Final = frozenset({"LANG", "LANGUAGE", "TZ", "PATH", "HOME", "TMPDIR", "SAGEMAKER_BASE_DIR"})
 _AFTERWARDS: Final = frozenset({"CUDA_VISIBLE_DEVICES", "CUDA_LAUNCH_BLOCKING", "CUDA_DEVICE_ORDER"})
