@@ -67,6 +67,30 @@ for number, batch in enumerate(torch.utils.data.DataLoader(Data(), num_workers=1
     print("rank", rank, "step", number, "value", step(batch, rank).item(), flush=True)
 dist.destroy_process_group()
 """
+LIGHT_RANKS = """\
+import multiprocessing
+import os
+
+rank = int(os.environ["RANK"])
+
+
+class Data:
+    def item(self, index):
+        value = float(index)
+        return value
+
+
+def step(value, rank):
+    total = value
+    total += rank
+    return total
+
+
+with multiprocessing.get_context("fork").Pool(1) as pool:
+    for number, value in enumerate(pool.imap(Data().item, range(4))):
+        print("rank", rank, "step", number, "value", step(value, rank), flush=True)
+"""
+"""The same lines without torch, whose import takes long in a debugger."""
 TORCHRUN: dict[str, Any] = {
     "distribution": {"torch_distributed": {"enabled": True}},
     "hyperparameters": {"sagemaker_mpi_num_of_processes_per_host": 2},
@@ -237,9 +261,17 @@ def test_an_editor_attaches_steps_and_goes(debug: Debug, home: Path, engine_name
     assert not processes_of(job)
 
 
-def test_one_rank_of_two_under_torchrun(debug: Debug, engine_name: str) -> None:
-    """Rank 0 waits for rank 1; workers of a DataLoader run through breakpoints; one editor after another."""
-    session = debug(RANKS, "--rank", "1", engine=engine_name, **TORCHRUN)
+@pytest.mark.parametrize(
+    ("engine", "script", "total", "end"),
+    [
+        ("sandbox", RANKS, "tensor(1.)", "rank 0 step 3 value 7.0"),
+        pytest.param("docker", LIGHT_RANKS, "1.0", "rank 0 step 3 value 3.0", marks=pytest.mark.docker),
+    ],
+    ids=["sandbox", "docker"],
+)
+def test_one_rank_of_two_under_torchrun(debug: Debug, engine: str, script: str, total: str, end: str) -> None:
+    """Rank 0 waits for rank 1; workers of a DataLoader, or a pool, run through breakpoints."""
+    session = debug(script, "--rank", "1", engine=engine, **TORCHRUN)
     assert "(gloo) or 10 min (NCCL)" in session.until("give up after")[0] + session.text
     client = session.client()
     assert "rank 1 of 2" in session.lines[-1]
@@ -247,11 +279,11 @@ def test_one_rank_of_two_under_torchrun(debug: Debug, engine_name: str) -> None:
     _thread, frame = client.stopped()
     assert (frame["name"], frame["line"]) == ("step", 16)
     found = client.locals(frame["id"])
-    assert (found["rank"], found["total"]) == ("1", "tensor(1.)")
+    assert (found["rank"], found["total"]) == ("1", total)
     client.ask("disconnect")
     session.until("rank 1 step 0 value 1.0")
     assert session.end() == COMPLETED, session.text
-    assert "rank 0 step 3 value 7.0" in session.text
+    assert end in session.text
 
 
 def test_another_editor_after_the_first(debug: Debug) -> None:
@@ -479,11 +511,11 @@ def test_quitting_pdb_kills_the_job(typist: Types, home: Path, keys: str) -> Non
     assert "begin" not in the_job(home).log().decode()
 
 
-def test_post_mortem_runs_free_until_it_fails(typist: Types, engine_name: str) -> None:
+def test_post_mortem_runs_free_until_it_fails(typist: Types) -> None:
     """Whatever excepthook the script has; torch.distributed's calls the one that was there before."""
     hook = "old = sys.excepthook\nsys.excepthook = lambda *a: (print('own hook', flush=True), old(*a))\n"
     script = FAILS.replace("broken(7)", f"{hook}broken(7)")
-    it = typist(script, "--post-mortem", engine=engine_name)
+    it = typist(script, "--post-mortem", engine="sandbox")
     it.expect("uncaught IndexError")
     it.expect("train.py(5)broken")
     it.expect("(Pdb) ")
