@@ -93,10 +93,9 @@ def load(name: str, pause: Callable[[float], None]) -> tuple[str, str, Said]:
     with Said(name) as said:
         try:
             __import__(name)
-        except (
-            BaseException
-        ) as error:  # also SystemExit: a module that ends the program ends the script later
-            # Half of a module is there, and the script's own import would meet it.
+        except BaseException as error:
+            # Also SystemExit: a module that ends the program ends the script later. Half of a module is there
+            # now, and the script's own import would meet it.
             nothing = isinstance(error, ModuleNotFoundError) and (name + ".").startswith("%s." % error.name)
             outcome, why = "excluded" if nothing else "unsafe", _sentence(error)
     before.restore()
@@ -128,7 +127,8 @@ def _harm(before: State, pause: Callable[[float], None]) -> str | None:
         if target.startswith(_DEVICES):
             return "it opens " + target
         if before.descriptors.get(number) != target and not _is_read(number, target):
-            return "it keeps %s open" % target.partition(":[")[0]
+            name = target.partition("anon_inode:")[2].strip("[]") or target.partition(":[")[0]
+            return "it keeps %s open" % name
     if _handles(_SIGCHLD):
         return "it handles the ends of processes"
     with open("/proc/self/maps", "rb") as file:
