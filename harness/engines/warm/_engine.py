@@ -37,6 +37,7 @@ _PRELOAD_SECONDS: Final = 60.0
 _START_SECONDS: Final = 60.0
 _SEIZE_SECONDS: Final = 10.0
 """How long somebody else may take to clean up after a dead keeper."""
+_KILLED: Final = 137
 _LAST_WORDS: Final = 4096
 """Bytes that are kept of what a host's program itself says."""
 _WORDS_SECONDS: Final = 1.0
@@ -109,6 +110,8 @@ class _Kept:
             )
         if status.oom_killed:
             return "memory ran out while it started"
+        if status.code == _KILLED:
+            return "it was killed while it started"
         last = (status.error or said).strip().rpartition("\n")[2]
         why = f": {harmless(last)[:_WHY]}" if last else ""
         return f"its program ended with code {status.code} while it started{why}"
@@ -122,7 +125,7 @@ class _Kept:
             return "its program ended"
         if status.oom_killed:
             return "it was killed when memory ran out"
-        if status.code == 137:
+        if status.code == _KILLED:
             return "it was killed"
         return status.error or f"it ended with code {status.code}"
 
