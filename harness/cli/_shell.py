@@ -68,7 +68,24 @@ def _welcome(standing: Standing) -> str:
     )
 
 
-@click.command("exec")
+class _Exec(click.Command):
+    """An option that is the command's own, given without `--`, is told so: some would be taken for ours."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        words = list(args)
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            if "--" in words:
+                raise
+            shown = " ".join(words[1:])
+            raise UsageError(
+                f"{error.option_name} is no option of `harness exec`: if it is the command's, put -- before the "
+                f"command, as in `harness exec {words[0]} -- {shown}`"
+            ) from error
+
+
+@click.command("exec", cls=_Exec)
 @job_argument
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @host_option

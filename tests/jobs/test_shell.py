@@ -387,6 +387,7 @@ def test_a_post_mortem_that_is_killed_leaves_nothing_and_excludes_a_second(
         (("cp", "job:", "."), "names no path in the host"),
         (("cp", "--json", "job:/a", "-"), "can't both go to standard output"),
         (("exec", "-t", "no-such", "ls"), "-t needs a terminal"),
+        (("exec", "job", "ls", "-la"), "put -- before the command, as in `harness exec job -- ls -la`"),
         (("exec", "job"), "missing argument 'COMMAND...'"),
     ],
 )
