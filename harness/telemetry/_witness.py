@@ -96,6 +96,7 @@ class Witness:
         began = time.thread_time()
         try:
             found = look(usage, ml=self._trees.get(host.name), gpus=self._gpus.get(host.name, ()))
+            self._look_at_packages(host.name, usage)
         except Exception as error:
             self._problem(f"a look at {host.name} failed: {type(error).__name__}: {error}")
             return
@@ -104,7 +105,6 @@ class Witness:
         self._peak[host.name] = max(self._peak.get(host.name, 0), usage.memory_bytes)
         found["memory_peak"] = self._peak[host.name]
         self._looks[host.name] = found
-        self._look_at_packages(host.name, usage)
         known = frozenset(each["pid"] for told in self._looks.values() for each in told["processes"])
         if known != self._known or time.monotonic() - self._written_at > _WRITE_EVERY:
             self._known = known
