@@ -8,6 +8,7 @@ import re
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -235,3 +236,26 @@ def stands_elsewhere(hosts: Path) -> bool:
     """A process doesn't see its own locks."""
     code = "import sys, pathlib, harness.lifecycle as l; print(l.stands(pathlib.Path(sys.argv[1])))"
     return subprocess.check_output([sys.executable, "-c", code, str(hosts)], text=True) == "True\n"
+
+
+def test_the_relay_on_the_oldest_python(tmp_path: Path) -> None:
+    """It listens as long as the program lives, and leads to the debugger's port."""
+    found = sorted((Path.home() / ".pyenv/versions").glob("3.[89].*/bin/python3"))
+    python = str(found[0]) if found else sys.executable
+    with (
+        socket.create_server(("127.0.0.1", 0)) as debugger,
+        subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as program,
+        socket.socket(socket.AF_UNIX) as editor,
+    ):
+        place, port = str(tmp_path), debugger.getsockname()[1]
+        command = [python, "-I", "-S", relay.__file__, place, "0", str(port), str(program.pid)]
+        subprocess.run(command, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        time.sleep(0.5)  # longer than it waits for an editor at a time
+        editor.connect(str(tmp_path / "rank-0.sock"))
+        editor.sendall(message(command="initialize"))
+        there, _ = debugger.accept()
+        with there:
+            assert there.recv(4096) == message(command="initialize")
+        assert editor.recv(1) == b""
+        assert program.stdin is not None
+        program.stdin.close()

@@ -217,7 +217,7 @@ def main() -> None:
     while born is not None and _born(program) == born:
         try:
             client, _ = listener.accept()
-        except TimeoutError:
+        except socket.timeout:  # noqa: UP041  # another class before Python 3.10
             continue
         client.setblocking(True)
         threading.Thread(target=_serve, args=(client, port, pause, turn, quit_path), daemon=True).start()
