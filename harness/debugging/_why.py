@@ -105,13 +105,15 @@ def _running(home: Home, store: Store, record: JobRecord) -> Why:
         said = "it is running: the script has not begun, the toolkit is still preparing it"
     else:
         said = f"it is running, in {record.secondary_status} for {span:.0f} s"
+    first = record.hosts[0].name if record.hosts else None
+    behind = next((each.host for each in scripts if waiting is not None and each.pid in waiting.pids), first)
     return Why(
         record=record,
         verdict=said,
         live=to_json(stacks),
         next=(
             f"harness logs -f {record.name}",
-            f"harness shell {record.name}",
+            f"harness shell {record.name}" + (f" --host {behind}" if behind != first else ""),
             f"harness stop {record.name}",
         ),
     )

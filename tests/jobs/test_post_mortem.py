@@ -229,6 +229,7 @@ def test_a_collective_that_stalls(submit: Submit, capsys: pytest.CaptureFixture[
     told = screen(capsys, job.name)
     assert behind in " ".join(told.split())
     assert "train.py:16 in fetch" in told
+    assert f"harness shell {job.name} --host algo-2" in told
     assert job.record.status == "InProgress", "it is not ended by that, as in the cloud"
     assert main(["stop", job.name, "--now"]) == 0
     record = job.wait()
