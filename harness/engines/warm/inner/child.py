@@ -13,7 +13,7 @@ import resource
 import sys
 import time
 
-from . import command, program, said, wire
+from . import command, program, wire
 from .agreed import PACKAGE
 
 TYPE_CHECKING = False
@@ -269,7 +269,6 @@ class _Request:
         for number, name in enumerate(("stdin", "stdout", "stderr")):
             if kind(number) != zygote.streams[number] or unbuffered != zygote.unbuffered:
                 _open_stream(number, name, unbuffered)
-        said.await_imports(zygote.said)
         if zygote.collects:
             gc.unfreeze()
 

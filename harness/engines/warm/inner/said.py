@@ -73,9 +73,9 @@ class Said:
     def _await_import(self) -> None:
         if not (self._warnings or self._in_front or self._behind or any(self._texts.values())):
             return
-        for name, module in list(sys.modules.items()):
-            spec = getattr(module, "__spec__", None)
-            if spec is not None and name.partition(".")[0] == self._top:
+        for name in [name for name in sys.modules if name.partition(".")[0] == self._top]:
+            spec = getattr(sys.modules[name], "__spec__", None)
+            if spec is not None:
                 spec._initializing = self
                 self._specs.append(spec)
 
@@ -101,7 +101,7 @@ class Said:
 
 
 def await_imports(said: Sequence[Said]) -> None:
-    """In a fork: say it all at the next import of each module, or of one of the same package."""
+    """Say it all at the next import of each module, or of one of the same package: here, or in a fork."""
     if said and all(one._only_added for one in said):
         module = said[0]._module
         module.filters[:] = said[0]._before

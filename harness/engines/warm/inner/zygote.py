@@ -11,15 +11,13 @@ import os
 import sys
 import time
 
-from . import child, preload, program, wire
+from . import child, preload, program, said, wire
 from .agreed import CONTROL, PADDING
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
-
-    from .said import Said
 
 __all__ = ["Zygote", "main"]
 
@@ -94,8 +92,6 @@ class Zygote:
         self.added: list[tuple[bool, str]] = []
         """What the imports put on sys.path; whether in front of what was there."""
         self.unbuffered = bool(os.environ.get("PYTHONUNBUFFERED"))
-        self.said: list[Said] = []
-        """What each import wrote."""
         self.streams = [child.kind(number) for number in range(3)]
         self.semaphores: list[tuple[Any, int]] = []
         """Locks of multiprocessing that the imports made, and their values."""
@@ -111,14 +107,16 @@ class Zygote:
         `beside`: directories to look in first.
         """
         sys.path[:0] = beside
+        all_said = []
         with self.reads:
             for name in names:
                 wire.send(self.control, {"importing": name})
-                outcome, why, said = preload.load(name, time.sleep)
+                outcome, why, heard = preload.load(name, time.sleep)
                 wire.send(self.control, {outcome: name, "why": why})
                 if outcome == "unsafe":
                     os._exit(0)
-                self.said.append(said)
+                all_said.append(heard)
+        said.await_imports(all_said)
         for entry in beside:
             sys.path.remove(entry)
         now = dict(os.environb)
@@ -153,7 +151,7 @@ class Zygote:
                 for number in descriptors:
                     os.close(number)
                 continue
-            self._orphan(message.get("fork"))
+            parent = self._fork_on(message.get("fork"))
             if "branch" in message:
                 self._loaded = False
                 self.control.close()
@@ -161,7 +159,10 @@ class Zygote:
                 os.setpgid(0, 0)
                 wire.send(self.control, {"pid": os.getpid()})
                 continue
-            return child.become(self, wire.wrap(descriptors[0]))
+            line = child.become(self, wire.wrap(descriptors[0]))
+            while os.getppid() == parent:
+                time.sleep(0.0002)  # freeing its page tables takes as long as becoming something
+            return line
 
     def _help(self) -> bool:
         """Go half of the way to the next child before anybody asks for it: each fork copies all page tables.
@@ -179,8 +180,9 @@ class Zygote:
             if status == _KEEPER_IS_GONE << 8:
                 raise EOFError
 
-    def _orphan(self, number: int | None) -> None:
-        """Fork a child whose parent will be the keeper, and tell of it. Comes back in that child only."""
+    def _fork_on(self, number: int | None) -> int:
+        """Fork, tell of the child, and end, so that the keeper is its parent; comes back in the child, with the
+        number of this process."""
         parent = os.getpid()
         try:
             pid = os.fork()
@@ -190,8 +192,7 @@ class Zygote:
             os._exit(1)
         if pid:
             os._exit(0)
-        while os.getppid() == parent:
-            time.sleep(0.0002)
+        return parent
 
 
 def _in_fork() -> bool:
