@@ -299,3 +299,16 @@ def test_advice(message: str, advice: str) -> None:
 def test_a_bus_error_tells_of_dev_shm() -> None:
     verdict = judge(facts(host(script=-7, look={"shm": {"used": 64_000_000, "size": 67_000_000}})))
     assert any("it held 64.0 MB of 67.0 MB" in each and "shm_size" in each for each in verdict.advice)
+
+
+def test_frames_that_nobody_can_read_are_not_told() -> None:
+    lines = [
+        "Traceback (most recent call last):",
+        '  File "/opt/ml/code/train.py", line 2, in <module>',
+        "    print(os.environ['SM_CHANNEL_TRAINING'])",
+        '  File "<frozen os>", line 679, in __getitem__',
+        "KeyError: 'SM_CHANNEL_TRAINING'",
+    ]
+    verdict = judge(facts(host(*lines)))
+    assert verdict.sentence == "train.py:2 raised KeyError: 'SM_CHANNEL_TRAINING'"
+    assert verdict.advice[0].startswith("The job has no channel training, it has none: give it one")
