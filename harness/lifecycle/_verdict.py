@@ -201,6 +201,7 @@ def _blamed(facts: Facts) -> HostFacts | None:
 def _cause(host: HostFacts) -> Traceback | None:
     """The traceback that tells why: of the rank that failed first, else the last that isn't a consequence."""
     own = [each for each in host.scan.tracebacks if not each.is_launchers]
+    own = [each for each in own if not each.is_toolkits] or own
     root = host.scan.root_cause
     if root is not None and root.rank is not None:
         of_rank = [each for each in own if each.rank == root.rank]

@@ -56,6 +56,7 @@ _LAUNCHER: Final = (
     "torch.distributed.elastic.multiprocessing.api.SignalException",
     "torch.distributed.elastic.multiprocessing.errors",
 )
+_TOOLKIT: Final = ("/sagemaker_training/", "/contract/toolkit/")
 _SECONDARY: Final = re.compile(
     r"Connection (?:closed|reset) by peer|connection was closed|Broken pipe|Socket Timeout|"
     r"\[.*gloo/transport|NCCL (?:error|communicator was aborted)|remote process exited|"
@@ -107,6 +108,11 @@ class Traceback:
     def is_launchers(self) -> bool:
         """Whether torchrun raised it, to tell that a rank failed."""
         return self.type.endswith(_LAUNCHER[0]) or self.type.startswith(_LAUNCHER[1:])
+
+    @property
+    def is_toolkits(self) -> bool:
+        """Whether the toolkit raised it: on a full disk it can't even write down how the script failed."""
+        return bool(self.frames) and any(part in self.frames[-1].file for part in _TOOLKIT)
 
     @property
     def is_secondary(self) -> bool:

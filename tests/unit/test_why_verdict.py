@@ -312,3 +312,18 @@ def test_frames_that_nobody_can_read_are_not_told() -> None:
     verdict = judge(facts(host(*lines)))
     assert verdict.sentence == "train.py:2 raised KeyError: 'SM_CHANNEL_TRAINING'"
     assert verdict.advice[0].startswith("The job has no channel training, it has none: give it one")
+
+
+TOOLKITS = [
+    "Traceback (most recent call last):",
+    '  File "/usr/lib/python3/site-packages/sagemaker_training/trainer.py", line 70, in _write_output',
+    "    with open(path, 'w') as file:",
+    "OSError: [Errno 28] No space left on device",
+]
+
+
+def test_the_toolkit_s_own_exception_counts_only_where_the_script_had_none() -> None:
+    assert judge(facts(host(*TRACEBACK, *TOOLKITS))).sentence.startswith(
+        "train.py:31 raised ZeroDivisionError"
+    )
+    assert "raised OSError: [Errno 28]" in judge(facts(host(*TOOLKITS))).sentence
