@@ -147,6 +147,7 @@ class _Loop:
         self._watcher = watcher
         self._names: list[str] = []
         self._told: set[str] = set()
+        self._untold: list[str] = []
         self._ahead: tuple[float, Probe] | None = None
         """A look at the machine that was begun when something stirred, and when that was."""
 
@@ -159,9 +160,14 @@ class _Loop:
         self._drop_ahead()
 
     def run(self) -> None:
-        """Until somebody interrupts: ends with KeyboardInterrupt."""
+        """Until somebody interrupts: ends with KeyboardInterrupt.
+
+        Raises SpecError when there is no spec to begin with: who mistyped its name would wait for ever.
+        """
         from harness.debugging import scope_of_file
 
+        if not self._file.is_file():
+            load_spec(self._file, **self._options)
         # What is saved from here on is seen: also while the first run is prepared.
         self._watcher.set(scope_of_file(self._file))
         change: Change | None = None
@@ -214,11 +220,11 @@ class _Loop:
         if change is not None:
             self._view.changed(change)
         with Interrupts() as interrupts:
-            try:
-                run = self._start(change, interrupts)
-            except errors.HarnessError as error:
-                self._board.refused = str(error)
-                self._view.refused(error)
+            run = self._start(change, interrupts)
+            if isinstance(run, errors.HarnessError):
+                self._tell_notes()
+                self._board.refused = str(run)
+                self._view.refused(run)
                 return None
             following = self._attend(run, interrupts)
         # Only now: a Ctrl-C in the last moment is counted too.
@@ -229,16 +235,16 @@ class _Loop:
 
     # ------------------------------------------------------------------ the start
 
-    def _start(self, change: Change | None, interrupts: Interrupts) -> Run:
-        from harness.machine import Probe
-
-        with Probe(self._home) as probe:
-            spec = self._load()
-            plan, record = self._submit(spec, probe, interrupts)
+    def _start(self, change: Change | None, interrupts: Interrupts) -> Run | errors.HarnessError:
+        """The run, or why there is none. Shows nothing: what keeps the view from being written isn't that."""
+        try:
+            with self._probe() as probe:
+                spec = self._load()
+                plan, record = self._submit(spec, probe, interrupts)
+        except errors.HarnessError as error:
+            return error
         self._names.append(record.name)
-        run = self._board.begin(record, plan, change)
-        self._view.started(run)
-        return run
+        return self._board.begin(record, plan, change)
 
     def _load(self, job_name: str | None = None) -> Spec:
         from harness.debugging import scope_of, scope_of_file
@@ -293,6 +299,8 @@ class _Loop:
 
         following: Change | None = None
         try:
+            self._tell_notes()
+            self._view.started(run)
             for event in follow(self._home, run.name, poll=_POLL):
                 run.take(event)
                 self._view.event(run, event)
@@ -346,11 +354,18 @@ class _Loop:
         notices, self._watcher.notices = self._watcher.notices, []
         for notice in notices:
             self._note(notice)
+        self._tell_notes()
 
     def _note(self, sentence: str) -> None:
+        """To be told as soon as something is shown; each once."""
         if sentence not in self._told:
             self._told.add(sentence)
             self._board.notes.append(sentence)
+            self._untold.append(sentence)
+
+    def _tell_notes(self) -> None:
+        untold, self._untold = self._untold, []
+        for sentence in untold:
             self._view.note(sentence)
 
 

@@ -392,6 +392,30 @@ def test_the_reader_of_a_pipe_goes_away(home: Path, write_spec: WriteSpec) -> No
             time.sleep(0.1)
 
 
+@pytest.mark.parametrize("words", [(), ("--json",)])
+def test_an_output_that_takes_nothing_ends_it(
+    home: Path, write_spec: WriteSpec, words: tuple[str, ...]
+) -> None:
+    spec = write_spec(LONG, engine="sandbox")
+    with Path("/dev/full").open("w") as full:
+        found = subprocess.run(
+            [*COMMAND, str(spec), "--no-warm", *words], stdout=full, stderr=subprocess.PIPE, timeout=60
+        )
+    assert (found.returncode, b"can't be written" in found.stderr) == (3, True), found
+    with Store(Home(home)) as store:
+        deadline = time.monotonic() + 20
+        while store.unfinished():
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+
+@pytest.mark.usefixtures("home")
+def test_a_spec_that_never_was_is_not_waited_for(tmp_path: Path) -> None:
+    found = subprocess.run([*COMMAND, str(tmp_path / "jobb.toml")], capture_output=True, timeout=60)
+    assert found.returncode == 2
+    assert b"jobb.toml can't be read: No such file or directory" in found.stderr
+
+
 def test_old_runs_are_removed_but_failed_ones_stay(watch: Callable[..., Watch]) -> None:
     it = watch("raise SystemExit(1)", warm=True)
     failed = it.until("ended")["job"]
