@@ -384,7 +384,13 @@ def _exception(facts: Facts, host: HostFacts) -> Verdict | None:
             frame=frame or innermost,
             traceback=traceback,
         )
-    sentence = f"{place} raised {kind}{_where(facts, host, rank)}{through}"
+    where = _where(facts, host, rank)
+    sentence = f"{place} raised {kind}{where}{through}"
+    if (host.script_code or 0) > 1:  # what isn't caught ends Python with 1: this was caught, or a thread's
+        code = host.script_code
+        sentence = (
+            f"the script ended with exit code {code}{where}, after it told of {kind} at {place}{through}"
+        )
     return Verdict(
         kind="exception",
         sentence=f"{sentence}: {message}" if message else sentence,

@@ -327,3 +327,11 @@ def test_the_toolkit_s_own_exception_counts_only_where_the_script_had_none() -> 
         "train.py:31 raised ZeroDivisionError"
     )
     assert "raised OSError: [Errno 28]" in judge(facts(host(*TOOLKITS))).sentence
+
+
+def test_an_exception_that_did_not_end_the_script_is_not_said_to() -> None:
+    told = judge(facts(host(*TRACEBACK, "go on", script=4)))
+    assert told.sentence == (
+        "the script ended with exit code 4, after it told of ZeroDivisionError at train.py:31: division by zero"
+    )
+    assert told.frame is not None
