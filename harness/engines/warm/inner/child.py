@@ -249,8 +249,7 @@ class _Request:
         old = sys.modules["__main__"]
         main = type(sys)("__main__")
         main.__dict__.update(old.__dict__)
-        for name in [name for name, module in sys.modules.items() if module is old]:
-            sys.modules[name] = main
+        sys.modules["__main__"] = main
         path = self._environment.get(b"PYTHONPATH")
         entries = search_path(zygote.base, None if path is None else os.fsdecode(path))
         front = [entry for before, entry in zygote.added if before and entry not in entries]
@@ -306,10 +305,14 @@ class _Request:
             logging._startTime = time.time_ns() if whole else time.time()
 
     def _let_spawn(self) -> None:
-        modules = set(sys.modules)
+        before = len(sys.modules)
         sys.modules[PACKAGE] = _PLACE
         spawning = __import__(PACKAGE + ".spawning", fromlist=["install"])
-        hide(name for name in set(sys.modules) - modules if name.partition(".")[0] == PACKAGE)
+        # Only the new ones are looked at: whoever looks at all of them copies the page of each.
+        new = [name for name, _ in zip(reversed(sys.modules), range(len(sys.modules) - before))]
+        for name in new:
+            if name.partition(".")[0] == PACKAGE:
+                del sys.modules[name]
         spawning.install(_DOOR, self._request["spawns"])
 
 
