@@ -373,9 +373,9 @@ def test_another_image(project: Callable[..., Project], docker_image: str) -> No
 
 @pytest.mark.parametrize("engine_name", ["sandbox"])
 def test_two_runs_at_once(project: Callable[..., Project]) -> None:
-    one = project("import time; print('UP', flush=True); time.sleep(3)")
+    one = project("import time; print('BEGUN', flush=True); time.sleep(3)")
     first = one.submit()
-    first.until_log(b"UP")
+    first.until_log(b"BEGUN")
     second = one.submit()
     assert second.wait().status == "Completed"
     assert first.wait().status == "Completed"
@@ -452,12 +452,12 @@ def test_a_keeper_that_is_killed_with_a_job(project: Callable[..., Project]) -> 
         """
         import os, time
         open("/opt/ml/model/m", "w").write("half")
-        print("UP", flush=True)
+        print("BEGUN", flush=True)
         time.sleep(60)
         """
     )
     job = one.submit()
-    job.until_log(b"UP")
+    job.until_log(b"BEGUN")
     os.kill(warm_sets(one.home)[0]["pid"], signal.SIGKILL)
     record = job.wait()
     assert record.status == "Failed"
@@ -473,7 +473,7 @@ def test_a_keeper_that_is_killed_and_a_job_that_may_try_again(project: Callable[
     one = project(
         """
         import os, time
-        print("UP", flush=True)
+        print("BEGUN", flush=True)
         if not os.path.exists("/opt/ml/checkpoints/second"):
             time.sleep(60)
         """,
@@ -481,7 +481,7 @@ def test_a_keeper_that_is_killed_and_a_job_that_may_try_again(project: Callable[
         max_retry_attempts=1,
     )
     job = one.submit()
-    job.until_log(b"UP")
+    job.until_log(b"BEGUN")
     (one.home.s3 / "bucket/retry").mkdir(parents=True)
     (one.home.s3 / "bucket/retry/second").write_text("")
     os.kill(warm_sets(one.home)[0]["pid"], signal.SIGKILL)
@@ -500,9 +500,9 @@ def test_hosts_that_die_while_nobody_uses_them(project: Callable[..., Project]) 
 
 
 def test_a_host_that_dies_in_a_run(project: Callable[..., Project]) -> None:
-    one = project("import time; print('UP', flush=True); time.sleep(60)")
+    one = project("import time; print('BEGUN', flush=True); time.sleep(60)")
     job = one.submit()
-    job.until_log(b"UP")
+    job.until_log(b"BEGUN")
     end_host(one)
     record = job.wait()
     assert record.status == "Failed"
@@ -546,13 +546,13 @@ def test_stop_and_kill(project: Callable[..., Project]) -> None:
             open("/opt/ml/model/m", "w").write("saved")
             sys.exit(0)
         signal.signal(signal.SIGTERM, stop)
-        print("UP", flush=True)
+        print("BEGUN", flush=True)
         time.sleep(60)
         """
     )
     for now in (False, False, True):
         job = one.submit(local={"stop_grace": 1})
-        job.until_log(b"UP")
+        job.until_log(b"BEGUN")
         local.stop(job.name, now=now, home=one.home)
         assert job.wait().status == "Stopped"
     assert b"STOPPING" not in job.log()
@@ -683,7 +683,7 @@ def test_a_supervisor_that_fails_leaves_the_hosts_to_the_next_job(
     def fail(*_: object) -> None:
         raise ImportError("cannot import name 'x'")
 
-    one = project("import sys; open('/opt/ml/model/m', 'w').write('hi'); print('UP', flush=True)")
+    one = project("import sys; open('/opt/ml/model/m', 'w').write('hi'); print('BEGUN', flush=True)")
     with monkeypatch.context() as patched:
         patched.setattr(Supervisor, "_judge", fail)
         patched.setattr(Supervisor, "_finish", fail)
@@ -789,9 +789,9 @@ def test_a_keeper_that_does_not_answer(
 @pytest.mark.parametrize("engine_name", ["sandbox"])
 def test_the_harness_changed(project: Callable[..., Project], monkeypatch: pytest.MonkeyPatch) -> None:
     """A set of an older harness is ended: at once, or when its job is over."""
-    one = project("import sys, time; print('UP', flush=True); time.sleep(float(sys.argv[2]))")
+    one = project("import sys, time; print('BEGUN', flush=True); time.sleep(float(sys.argv[2]))")
     old = one.submit(hyperparameters={"seconds": 3})
-    old.until_log(b"UP")
+    old.until_log(b"BEGUN")
     (first,) = places(one.home.warm)
     monkeypatch.setattr("harness.lifecycle._warm.code_version", lambda: "newer")
     why = "the harness itself changed since the warm host was made"

@@ -89,7 +89,7 @@ class Place:
             with _short(half / _SOCKET) as address:
                 listener.bind(address)
             (half / _SOCKET).chmod(0o600)  # and nobody else gets into the directory
-            listener.listen(16)
+            listener.listen(socket.SOMAXCONN)
             (half / "keeper.json").write_text(json.dumps({**facts, "pid": os.getpid(), "made": time.time()}))
             half.rename(warm / name)
         except BaseException:
