@@ -17,7 +17,7 @@ from harness.machine import Probe
 
 def test_a_look_at_the_machine_that_was_begun_is_used(home: Path, tmp_path: Path) -> None:
     given = ("engine", "gpus", "job_name", "stop_grace")
-    watcher: Any = SimpleNamespace(set=lambda scope: None, scope=Scope())
+    watcher: Any = SimpleNamespace(set=lambda _: None, scope=Scope())
     view: Any = SimpleNamespace()
     place = Home(home).ensure()
     loop = _Loop(
