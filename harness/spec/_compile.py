@@ -145,7 +145,10 @@ def _check_words(words: Words, members: Sequence[str]) -> None:
         if word in hints:
             _check_type(words, word, value, hints[word])
         elif word not in members and word not in _SPECIAL:
-            known = (*WORDS, *members, *_SPECIAL)
+            parameters = words.given.get("hyperparameters")
+            # `--set epchs=1` may mean one of these as well.
+            also = tuple(parameters) if isinstance(parameters, Mapping) else ()
+            known = (*WORDS, *members, *_SPECIAL, *also)
             raise words.error(unknown(word, "the spec", WORDS, known))
     if "metric_definitions" in words and "MetricDefinitions" in words:
         raise words.error("metric_definitions is given twice, the second time as MetricDefinitions")

@@ -125,6 +125,8 @@ def _spelled_out(given: Mapping[str, Any], word: str, *, raw: bool) -> str:
 def parse_set(text: str) -> tuple[str, Any]:
     """`hyperparameters.lr=0.1` → ("hyperparameters.lr", 0.1); what is no TOML value is a string.
 
+    Values of environment variables are text, whatever they look like.
+
     Raises:
         SpecError: there is no `=` in it.
     """
@@ -135,7 +137,8 @@ def parse_set(text: str) -> tuple[str, Any]:
         parsed = tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
         parsed = value
-    return dotted.strip(), value if isinstance(parsed, (date, time)) else parsed
+    textual = dotted.strip().lower().startswith("environment.") and not isinstance(parsed, str)
+    return dotted.strip(), value if textual or isinstance(parsed, (date, time)) else parsed
 
 
 def _read(file: Path) -> Any:

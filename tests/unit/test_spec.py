@@ -603,10 +603,18 @@ def test_the_local_table_is_no_part_of_the_request(project: Path) -> None:
         ('name="x=y"', ("name", "x=y")),
         ("name=", ("name", "")),
         ("hyperparameters.day=2026-01-01", ("hyperparameters.day", "2026-01-01")),
+        ("environment.X=1", ("environment.X", "1")),
+        ("environment.X=true", ("environment.X", "true")),
+        ('environment.X="1"', ("environment.X", "1")),
     ],
 )
 def test_assignments_of_the_command_line(text: str, expected: tuple[str, Any]) -> None:
     assert parse_set(text) == expected
+
+
+def test_a_mistyped_hyperparameter_is_offered(project: Path) -> None:
+    said = refused(project, "[hyperparameters]\nepochs = 1", overrides={"epchs": 2})
+    assert "unknown key 'epchs' in the spec; did you mean 'epochs'?" in said
 
 
 def test_what_is_no_assignment() -> None:
