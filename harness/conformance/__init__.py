@@ -1,0 +1,1 @@
+"""Somebody else's image, and our own code, measured by the container contract."""
