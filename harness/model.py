@@ -71,6 +71,10 @@ class LocalOptions:
     """Seconds between two checkpoint syncs (contract: F15)."""
     offline: bool = False
     """Never talk to real S3."""
+    s3_latency_ms: float = 0.0
+    """Milliseconds that each object of a channel takes to its first byte, as S3 would."""
+    s3_throughput_mbps: float = 0.0
+    """Megabits per second (10⁶ bit/s) that all channels of one host get together; 0: as fast as this machine."""
     strict: bool = False
     warm: bool = False
     """Keep the hosts prepared for the next matching job, with the script's heavy modules imported."""
@@ -85,6 +89,8 @@ class LocalOptions:
     """Seconds of silence after which a job is looked at: does it hang? 0: never."""
     debug: DebugOptions | None = None
     """Set by `harness debug`, never in a file."""
+    record_changes: bool = False
+    """Set by `harness verify`, never in a file: keep a list of what each container changed in its image."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,6 +244,8 @@ class HostLaunch:
     python: str | None = None
     prepend: Mapping[str, str] = field(default_factory=dict)
     """Lists of places such as PYTHONPATH: what goes before whatever else the host has in them."""
+    changes: Path | None = None
+    """The file that gets the list of what the host changed in its image, once it has ended; None: none."""
 
 
 @dataclass(frozen=True, kw_only=True)

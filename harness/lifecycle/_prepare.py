@@ -262,4 +262,5 @@ class Preparation:
             network_interface=plan.network_interface,
             python=plan.python,
             prepend=prepend,
+            changes=job.directory / f"changes-{host}.json" if job.spec.local.record_changes else None,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 import reprlib
 from collections.abc import Mapping
@@ -12,10 +13,14 @@ from harness.model import ENGINES, LocalOptions
 from harness.spec._draft import Words
 from harness.spec._table import kind, unknown
 
-_FIELDS = tuple(f.name for f in dataclasses.fields(LocalOptions) if f.name != "debug")
+_FIELDS = tuple(f.name for f in dataclasses.fields(LocalOptions) if f.name not in ("debug", "record_changes"))
 _SIZE = re.compile(r"\d+(\.\d+)?[kmgt]?i?b?", re.IGNORECASE)
 _SWITCHES = ("offline", "strict", "warm")
 _SECONDS = ("stop_grace", "checkpoint_interval", "warm_idle", "hang_after")
+_NUMBERS = {
+    "s3_latency_ms": "milliseconds, 0 or more",
+    "s3_throughput_mbps": "megabits per second, or 0 for no limit",
+}
 _MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 _TABLES = ("images", "file_systems")
 
@@ -65,6 +70,10 @@ def _checked(words: Words, key: str, value: Any) -> Any:
     elif key in _SECONDS:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0:
             raise wrong("a number of seconds")
+        return float(value)
+    elif key in _NUMBERS:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+            raise wrong(_NUMBERS[key])
         return float(value)
     elif key in _SWITCHES:
         if not isinstance(value, bool):

@@ -118,6 +118,8 @@ class DockerEngine:
                 hosts = self._hosts.pop(job_name, [])
             for host in hosts:
                 host.release()
+            for item in containers:
+                self._record_changes(item)
             _each(self._remove_container, [item["Id"] for item in containers])
             volumes = self._daemon.client.volumes(filters=self._filters(job_name))["Volumes"] or ()
             _each(self._remove_volume, [item["Name"] for item in volumes])
@@ -293,6 +295,12 @@ class DockerEngine:
         if code not in (126, 127) and re.search(r"\bexec(:|_| )", text):  # Podman keeps no code
             code = 126 if "permission denied" in text else 127
         return ExitStatus(code=code, error=text) if code in (126, 127) else None
+
+    def _record_changes(self, container: Mapping[str, Any]) -> None:
+        """See `HostLaunch.changes`: paths with 0 for modified, 1 for added, 2 for deleted."""
+        if (path := container["Labels"].get(_launch.CHANGES)) is not None and Path(path).parent.is_dir():
+            found = self._daemon.client.diff(container["Id"]) or []
+            Path(path).write_text(json.dumps({item["Path"]: item["Kind"] for item in found}), encoding="utf-8")
 
     def _remove_container(self, container: str) -> None:
         from docker.errors import APIError
