@@ -89,8 +89,9 @@ class LocalOptions:
     """Seconds of silence after which a job is looked at: does it hang? 0: never."""
     debug: DebugOptions | None = None
     """Set by `harness debug`, never in a file."""
-    record_changes: bool = False
-    """Set by `harness verify`, never in a file: keep a list of what each container changed in its image."""
+    evidence: bool = False
+    """Set by `harness verify`, never in a file: what hosts leave is kept also of a job that completes, with a list
+    of what each container changed in its image."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,14 +14,14 @@ from harness.engines import remove_tree
 from harness.engines.images import standins_path
 from harness.errors import ClientError, InternalServerError
 from harness.lifecycle._capacity import MASTER_PORT, claim_port
-from harness.model import Gpu, HostLaunch, Mount
+from harness.model import Gpu, HostLaunch, JsonObject, Mount
 from harness.objects import ObjectStore
 from harness.store import HostRecord
 
 if TYPE_CHECKING:
     from harness.lifecycle._supervisor import Supervisor
 
-__all__ = ["Preparation", "Prepared"]
+__all__ = ["Preparation", "Prepared", "piped"]
 
 _ML: Final = PurePosixPath("/opt/ml")
 
@@ -38,6 +38,12 @@ class Prepared:
     logs: Path
     launches: tuple[HostLaunch, ...] = ()
     records: tuple[HostRecord, ...] = ()
+
+
+def piped(request: JsonObject) -> bool:
+    """Whether the job has a channel in Pipe mode (contract: E1)."""
+    mode = request["AlgorithmSpecification"].get("TrainingInputMode")
+    return any((one.get("InputMode") or mode) == "Pipe" for one in request.get("InputDataConfig") or ())
 
 
 class Preparation:
@@ -101,6 +107,18 @@ class Preparation:
         from harness.lifecycle._artifacts import Artifacts
 
         Artifacts(job, prepared).checkpoints.restore()
+        if piped(self._request):
+            from harness.channels import Feeder
+
+            job.feeder = Feeder(
+                job.name,
+                channels,
+                trees=prepared.trees,
+                objects=objects,
+                uploads=job.spec.uploads,
+                local=job.spec.local,
+                region=job.spec.region,
+            )
         return Prepared(
             trees=prepared.trees,
             checkpoints=prepared.checkpoints,
@@ -224,7 +242,7 @@ class Preparation:
         else:
             image_entrypoint = None
         entrypoint, command = contract.command(self._request, image_entrypoint)
-        mounts = [channel.mount for channel in channels]
+        mounts = [channel.mount for channel in channels if channel.mount is not None]
         local_path = contract.checkpoint_path(self._request)
         if local_path is not None and not local_path.is_relative_to(_ML):
             source = prepared.checkpoints[host]
@@ -262,5 +280,5 @@ class Preparation:
             network_interface=plan.network_interface,
             python=plan.python,
             prepend=prepend,
-            changes=job.directory / f"changes-{host}.json" if job.spec.local.record_changes else None,
+            changes=job.directory / f"changes-{host}.json" if job.spec.local.evidence else None,
         )

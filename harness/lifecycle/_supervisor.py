@@ -17,7 +17,7 @@ import time
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from harness import contract
 from harness._values import dataclass
@@ -39,10 +39,13 @@ from harness.lifecycle._entries import record_entries
 from harness.lifecycle._keeper import Keeper
 from harness.lifecycle._owner import LOG, own, recover
 from harness.lifecycle._pause import Pause
-from harness.lifecycle._prepare import Preparation, Prepared
+from harness.lifecycle._prepare import Preparation, Prepared, piped
 from harness.lifecycle._watch import StopCause, Verdict, Watch
 from harness.model import ExitStatus, Gpu, Plan, Spec
 from harness.store import Progress, StopRequest, Store, from_json
+
+if TYPE_CHECKING:
+    from harness.channels import Feeder
 
 __all__ = ["supervise"]
 
@@ -173,6 +176,8 @@ class Supervisor:
         self._clock = time.time() - time.monotonic()
         self.pause = Pause(store, name, self.directory / "hosts", debugged=self.spec.local.debug is not None)
         self._unsaved: list[str] = []
+        self.feeder: Feeder | None = None
+        """Feeds the Pipe channels of this attempt, if it has any."""
 
     # ------------------------------------------------------------------- the whole
 
@@ -219,6 +224,13 @@ class Supervisor:
             if isinstance(error, MachineError):
                 return _failed(InternalServerError(str(error)))
             return _failed(_unforeseen(error, self.directory))
+        finally:
+            if self.feeder is not None:
+                self.feeder.close()
+                self.feeder = None
+
+    def _data_problem(self) -> JobError | None:
+        return None if self.feeder is None else self.feeder.problem()
 
     def _hosts(self, engine: Engine) -> tuple[Prepared, Mapping[str, Host]]:
         """The running hosts: started now, or those that outlived an earlier supervisor.
@@ -235,6 +247,10 @@ class Supervisor:
                     return prepared, {}
                 raise InternalServerError(
                     "the job's supervisor was killed and its hosts died with it; run it again"
+                )
+            if piped(self.request):  # a reader can't tell that from the end of its epoch
+                raise InternalServerError(
+                    "the job's supervisor was killed, and with it what fed its Pipe channels; run it again"
                 )
             return prepared, hosts
         if record.attempt > 1 or self.store.hosts(self.name):
@@ -302,7 +318,7 @@ class Supervisor:
             scanner=scanner,
             sampler=Sampler(prepared.trees, prepared.gpus),
             grace=self.spec.local.stop_grace,
-            limits=self._limit_passed,
+            limits=lambda: StopCause.DATA if self._data_problem() else self._limit_passed(),
             tick=tick,
             problem=self.note,
             witness=Witness(
@@ -343,6 +359,8 @@ class Supervisor:
         """Exit codes decide (contract: G5), unless the job was stopped (contract: G7, G12)."""
         if verdict.cause in _STOPPED:
             return _STOPPED[verdict.cause]
+        if (problem := self._data_problem()) is not None:
+            return _failed(problem)  # whatever the script made of data that broke off
         failure = verdict.first_failure
         if failure is None:
             return _COMPLETED
@@ -412,7 +430,8 @@ class Supervisor:
         self._keeper.finishing()
         if engine is not None:
             try:
-                clean(self.home, self.name, engine, completed=outcome.status == "Completed")
+                done = outcome.status == "Completed" and not self.spec.local.evidence
+                clean(self.home, self.name, engine, completed=done)
             except Exception as error:
                 traceback.print_exc()
                 problem = str(error)

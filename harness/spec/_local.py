@@ -13,7 +13,7 @@ from harness.model import ENGINES, LocalOptions
 from harness.spec._draft import Words
 from harness.spec._table import kind, unknown
 
-_FIELDS = tuple(f.name for f in dataclasses.fields(LocalOptions) if f.name not in ("debug", "record_changes"))
+_FIELDS = tuple(f.name for f in dataclasses.fields(LocalOptions) if f.name not in ("debug", "evidence"))
 _SIZE = re.compile(r"\d+(\.\d+)?[kmgt]?i?b?", re.IGNORECASE)
 _SWITCHES = ("offline", "strict", "warm")
 _SECONDS = ("stop_grace", "checkpoint_interval", "warm_idle", "hang_after")
