@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,11 @@ class Data:
     base: str
     """What all keys begin with: the manifest's prefix."""
     items: Sequence[Item]
+    """In key order; those of a manifest as it lists them."""
     directory: Path | None = None
     """A directory of the user's that holds exactly these, to be mounted where it lies."""
+    stored: Path | None = None
+    """The same of the object store, whose objects may be replaced while a job reads them."""
     warnings: tuple[str, ...] = ()
 
 
@@ -82,7 +85,8 @@ class Finder:
                 f"the folder {folder}, {siblings[0]} for one; end it with a slash if you don't want them"
             )
             warnings = (found_more,)
-        return Data(bucket=bucket, base=base, items=items, warnings=warnings)
+        stored = self._directory(bucket, folder, items) if fast and not siblings else None
+        return Data(bucket=bucket, base=base, items=items, stored=stored, warnings=warnings)
 
     def manifest(self, uri: str, channel: str, *, fast: bool) -> Data:
         """ManifestFile: the objects that a JSON array names (contract: E18), at `<channel>/<suffix>` (E19)."""
@@ -90,11 +94,9 @@ class Finder:
         start, suffixes = _read_manifest(self._manifest_bytes(uri, channel), uri, channel)
         bucket, base = parse_uri(start)
         items = []
-        for suffix in sorted(set(suffixes)):
+        for suffix in dict.fromkeys(suffixes):
             key = base + suffix
-            found: ObjectInfo | RemoteObject | None = self._objects.head(f"s3://{bucket}/{key}")
-            if found is None and self.remote is not None:
-                found = self.remote.head(bucket, key)
+            found = self._head(bucket, key)
             if found is None:
                 raise self._nothing(f"s3://{bucket}/{key}", channel, listed=uri)
             item = _item(found, suffix, channel)
@@ -102,12 +104,53 @@ class Finder:
                 items.append(item)
         return Data(bucket=bucket, base=base, items=items)
 
+    def single(self, uri: str, channel: str) -> Data:
+        """The one object of that URI: an augmented manifest (contract: E20)."""
+        item = self.object(uri)
+        if item is None:
+            raise self._nothing(uri, channel)
+        bucket, key = parse_uri(uri)
+        return Data(bucket=bucket, base=key[: len(key) - len(item.name)], items=[item])
+
+    def object(self, uri: str) -> Item | None:
+        """The one object of that URI, wherever it is; None when there is none. Raises ClientError."""
+        bucket, key = parse_uri(uri)
+        for place, path in self._uploads.items():
+            below = (
+                path
+                if uri == place
+                else path / uri[len(place) + 1 :]
+                if uri.startswith(f"{place}/")
+                else None
+            )
+            if below is not None and key and below.is_file():
+                return _file_item(below, key)
+        found = self._head(bucket, key) if key and not key.endswith("/") else None
+        return None if found is None else _bare(found, key.rpartition("/")[2])
+
     # ------------------------------------------------------------------------- parts
 
     def _open(self) -> RemoteS3 | str:
         if self._opened is None:
             self._opened = open_remote(self._local, self._region, self._client)
         return self._opened
+
+    def _head(self, bucket: str, key: str) -> ObjectInfo | RemoteObject | None:
+        found = self._objects.head(f"s3://{bucket}/{key}")
+        if found is None and self.remote is not None:
+            return self.remote.head(bucket, key)
+        return found
+
+    def _directory(self, bucket: str, folder: str, items: Sequence[Item]) -> Path | None:
+        """The object store's own directory, if a host that sees only it sees exactly these objects."""
+        root = self._objects.path(f"s3://{bucket}/{folder}")
+        start = f"{root}/"
+        # An object elsewhere was downloaded, or is a link's target, or its key can't be a file's name.
+        if any(item.location != start + item.name for item in items):
+            return None
+        inner = {item.name.rpartition("/")[0] for item in items}
+        linked = any(os.path.islink(start + name) for name in _ancestors(inner))  # noqa: PTH114  # as many as files
+        return None if linked else root
 
     def _upload(self, uri: str, path: Path, channel: str) -> Data:
         bucket, prefix = parse_uri(uri.rstrip("/") + "/")
@@ -135,12 +178,9 @@ class Finder:
             raise ClientError(
                 f"Data download failed: channel {channel} can't read {path} (permission denied)"
             )
-        status = path.stat()
         if prefix.endswith(f"/{path.name}/"):  # the URI names the file itself
             prefix = prefix[: -len(path.name) - 1]
-        identity = f"{status.st_size}:{status.st_mtime_ns}:{status.st_ino}:{status.st_dev}"
-        item = Item(prefix + path.name, path.name, status.st_size, identity, os.path.realpath(path))
-        return Data(bucket=bucket, base=prefix, items=[item])
+        return Data(bucket=bucket, base=prefix, items=[_file_item(path, prefix + path.name)])
 
     def _manifest_bytes(self, uri: str, channel: str) -> bytes:
         path = self._uploads.get(uri.rstrip("/"))
@@ -205,9 +245,29 @@ def _item(found: ObjectInfo | RemoteObject, name: str, channel: str) -> Item | N
         refuse_local_name(name[:-1], found.uri, place)
     else:
         refuse_local_name(name, found.uri, place)
+    return _bare(found, name)
+
+
+def _bare(found: ObjectInfo | RemoteObject, name: str) -> Item:
     if isinstance(found, ObjectInfo):
         return Item(found.key, name, found.size, found.identity, found.location)
     return Item(found.key, name, found.size, found.identity, None, found)
+
+
+def _file_item(path: Path, key: str) -> Item:
+    status = path.stat()
+    identity = f"{status.st_size}:{status.st_mtime_ns}:{status.st_ino}:{status.st_dev}"
+    return Item(key, path.name, status.st_size, identity, os.path.realpath(path))
+
+
+def _ancestors(names: Iterable[str]) -> set[str]:
+    """These directories and all above them."""
+    found = {""}
+    for name in names:
+        while name not in found:
+            found.add(name)
+            name = name.rpartition("/")[0]
+    return found
 
 
 def _read_manifest(data: bytes, uri: str, channel: str) -> tuple[str, list[str]]:

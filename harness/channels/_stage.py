@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, Literal
@@ -12,7 +13,9 @@ from harness._values import dataclass
 from harness.channels._data import Data, Finder
 from harness.channels._filesystems import find_file_system
 from harness.channels._items import Item
+from harness.channels._pace import download_seconds
 from harness.channels._snapshots import Snapshots
+from harness.channels._streams import Source, Stream, share
 from harness.errors import ClientError
 from harness.model import JsonObject, LocalOptions, Mount, Upload
 from harness.objects import ObjectStore, Progress, sort_hosts
@@ -22,6 +25,7 @@ __all__ = ["StagedChannel", "stage", "used"]
 _DATA: Final = PurePosixPath("/opt/ml/input/data")
 _HOMOGENEOUS: Final = "homogeneousCluster"
 _USED: Final = "channels.json"
+_STEP: Final = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +34,9 @@ class StagedChannel:
 
     name: str
     mode: str
-    """The effective input mode: File or FastFile (contract: C18)."""
-    mount: Mount
+    """The effective input mode: File, FastFile or Pipe (contract: C18)."""
+    mount: Mount | None
+    """None in Pipe mode: there is no directory (contract: E11)."""
     files: int
     """Objects that this host sees; 0 for a file system, whose files nobody counts."""
     size: int
@@ -46,6 +51,8 @@ class StagedChannel:
     record_wrapper: str | None = None
     warnings: tuple[str, ...] = ()
     """What the user should know, one sentence each."""
+    stream: Stream | None = None
+    """What `Feeder` is to feed into the channel's FIFOs, in Pipe mode."""
 
 
 def stage(
@@ -71,9 +78,12 @@ def stage(
     get the channel (contract: E25). `s3`: a boto3 S3 client instead of the default one. `job_dir` remembers
     what the job mounts, for `used`.
 
+    In Pipe mode nothing is staged: `StagedChannel.stream` says what a `Feeder` is to feed.
+
     Raises ClientError: nothing matches, a file can't be read, no space (contract: E7, E32), or a source
     or mode that doesn't run here.
     """
+    began = time.monotonic()
     names = sort_hosts(hosts)
     finder = Finder(uploads=uploads, objects=objects, local=local, region=region, client=s3)
     snapshots = Snapshots(cache)
@@ -96,9 +106,11 @@ def stage(
                 f"channel {channel['ChannelName']} has {kinds} as its DataSource, which doesn't run here: "
                 "use S3DataSource or FileSystemDataSource"
             )
-        for name, share in shares.items():
-            staged[name].append(share)
+        for name, one in shares.items():
+            staged[name].append(one)
+    _fit(request, staged)
     _remember(job_dir, staged)
+    _pace(local, staged, began, progress)
     return {name: tuple(channels) for name, channels in staged.items()}
 
 
@@ -111,7 +123,9 @@ def used(job_dir: Path) -> tuple[Path, ...]:
 
 
 def _remember(job_dir: Path, staged: Mapping[str, Sequence[StagedChannel]]) -> None:
-    sources = sorted({str(share.mount.source) for shares in staged.values() for share in shares})
+    sources = sorted(
+        {str(share.mount.source) for shares in staged.values() for share in shares if share.mount is not None}
+    )
     job_dir.mkdir(parents=True, exist_ok=True)
     (job_dir / _USED).write_text(json.dumps(sources))
 
@@ -148,25 +162,33 @@ def _s3(
 ) -> dict[str, StagedChannel]:
     name = channel["ChannelName"]
     kind = source["S3DataType"]
-    _runs_here(name, mode, kind)
+    _possible(name, mode, kind)
+    if mode == "Pipe":
+        return _pipe(channel, source, members, finder)
     find = finder.manifest if kind == "ManifestFile" else finder.prefix
     data = find(source["S3Uri"], name, fast=mode == "FastFile")
+    ordered = sorted(data.items, key=lambda item: item.key) if kind == "ManifestFile" else data.items
     distribution = source.get("S3DataDistributionType") or "FullyReplicated"
     sharded = distribution == "ShardedByS3Key" and len(members) > 1
-    seed = (channel.get("ShuffleConfig") or {}).get("Seed")
+    seed = _seed(channel)
+    whole = data.directory or (data.stored if mode == "FastFile" else None)  # contract: E10
+    warnings_of_mode = data.warnings
+    if mode == "FastFile" and any(item.remote is not None for item in data.items):
+        warnings_of_mode += (
+            f"channel {name}: FastFile is not lazy here for objects of Amazon S3: they were all downloaded "
+            "before the start",
+        )
     shares: dict[str, StagedChannel] = {}
     for index, host in enumerate(members):
         if shares and not sharded:  # contract: E22
             shares[host] = shares[members[0]]
             continue
-        items = _shard(data.items, index, len(members), seed) if sharded else data.items
-        warnings = data.warnings
+        items = _shard(ordered, index, len(members), seed) if sharded else ordered
+        warnings = warnings_of_mode
         if sharded and not items:
-            warnings += (
-                f"channel {name}: {host} gets no object, there are fewer objects than hosts (contract E23)",
-            )
-        if data.directory is not None and not sharded:
-            place, reused = data.directory, True
+            warnings += (_too_few(name, host),)
+        if whole is not None and not sharded:
+            place, reused = whole, True
         else:
             snapshot = snapshots.get(items, channel=name, remote=finder.remote, progress=progress)
             place, reused = snapshot.path, snapshot.reused
@@ -190,14 +212,128 @@ def _s3(
     return shares
 
 
-def _runs_here(name: str, mode: str, kind: str) -> None:
-    if mode == "Pipe" or kind == "AugmentedManifestFile":
-        what = "Pipe mode" if mode == "Pipe" else "AugmentedManifestFile"
-        raise ClientError(f"channel {name} uses {what}, which doesn't run here yet: use File or FastFile")
+def _pipe(
+    channel: JsonObject, source: JsonObject, members: Sequence[str], finder: Finder
+) -> dict[str, StagedChannel]:
+    """A channel whose objects go through FIFOs; nothing of it is on the volume (contract: E11, E29)."""
+    name = channel["ChannelName"]
+    kind = source["S3DataType"]
+    attributes = tuple(source.get("AttributeNames") or ()) if kind == "AugmentedManifestFile" else ()
+    wrapper = channel.get("RecordWrapperType")
+    if kind == "AugmentedManifestFile":
+        data = finder.single(source["S3Uri"], name)
+        if not attributes:
+            raise ClientError(
+                f"channel {name} is an AugmentedManifestFile: say in AttributeNames what to stream"
+            )
+    else:
+        find = finder.manifest if kind == "ManifestFile" else finder.prefix
+        data = find(source["S3Uri"], name, fast=False)
+    objects = [item for item in data.items if not item.name.endswith("/")]  # a marker has no content
+    distribution = source.get("S3DataDistributionType") or "FullyReplicated"
+    stream = Stream(
+        channel=name,
+        hosts=tuple(members),
+        sharded=distribution == "ShardedByS3Key" and len(members) > 1,
+        seed=_seed(channel),
+        gzip=channel.get("CompressionType") == "Gzip",
+        recordio=wrapper == "RecordIO",
+        sources=[Source.of(item, data.bucket) for item in objects],
+        attributes=attributes,
+    )
+    shares = {}
+    for host in members:
+        mine = objects if attributes else [objects[n] for n in share(stream, host, 0, len(objects))]
+        shares[host] = StagedChannel(
+            name=name,
+            mode="Pipe",
+            mount=None,
+            files=len(mine),
+            size=sum(item.size for item in mine),
+            reused=True,
+            manifest=None,  # contract: B7 leaves it open
+            distribution=distribution,
+            content_type=channel.get("ContentType"),
+            record_wrapper=wrapper,
+            warnings=data.warnings if mine else (*data.warnings, _too_few(name, host)),
+            stream=stream,
+        )
+    return shares
+
+
+def _possible(name: str, mode: str, kind: str) -> None:
+    if kind == "AugmentedManifestFile":
+        if mode != "Pipe":  # contract: E20
+            raise ClientError(f"channel {name}: an AugmentedManifestFile comes in Pipe mode only, not {mode}")
+        return
     if kind not in ("S3Prefix", "ManifestFile"):  # contract: E28
         raise ClientError(f"channel {name} has S3DataType {kind}, which doesn't run here: use S3Prefix")
     if mode == "FastFile" and kind != "S3Prefix":  # contract: E8
         raise ClientError(f"channel {name}: FastFile mode takes S3Prefix only, not {kind}")
+
+
+def _seed(channel: JsonObject) -> int | None:
+    seed: int | None = (channel.get("ShuffleConfig") or {}).get("Seed")
+    return seed
+
+
+def _too_few(channel: str, host: str) -> str:
+    return f"channel {channel}: {host} gets no object, there are fewer objects than hosts (contract E23)"
+
+
+def _fit(request: JsonObject, staged: Mapping[str, Sequence[StagedChannel]]) -> None:
+    """File mode's data must fit on the volume that the request asks for (contract: E3, E32)."""
+    asked = (request.get("ResourceConfig") or {}).get("VolumeSizeInGB")
+    if not asked:
+        return
+    for host, channels in staged.items():
+        # A file system isn't on the volume, nor what comes by FastFile or Pipe (contract: E29).
+        need = sum(channel.size for channel in channels if channel.mode == "File")
+        if need > asked << 30 and not _local_disks(request):
+            raise ClientError(
+                f"Data download failed:Insufficient disk space ({host} gets {need / (1 << 30):.1f} GiB in File mode, "
+                f"and VolumeSizeInGB is {asked}: ask for a larger volume, or use FastFile)"
+            )
+
+
+def _pace(
+    local: LocalOptions,
+    staged: Mapping[str, Sequence[StagedChannel]],
+    began: float,
+    progress: Progress | None,
+) -> None:
+    """Wait until a download at `local`'s pace would be through: hosts download side by side."""
+    loads = {
+        host: [channel for channel in channels if channel.mode == "File" and channel.manifest is not None]
+        for host, channels in staged.items()
+    }
+    slowest = max(
+        (
+            download_seconds(local, sum(c.files for c in channels), sum(c.size for c in channels))
+            for channels in loads.values()
+        ),
+        default=0.0,
+    )
+    total = max((sum(channel.size for channel in channels) for channels in loads.values()), default=0)
+    while (left := began + slowest - time.monotonic()) > 0:
+        if progress is not None:
+            progress(int(total * (1 - left / slowest)), total, "downloading at the pace of [local] s3_…")
+        time.sleep(min(left, _STEP))
+
+
+def _local_disks(request: JsonObject) -> bool:
+    """Whether the data may lie on disks of the instance, whose size VolumeSizeInGB doesn't tell (contract: B11)."""
+    from harness import instances
+
+    resources = request["ResourceConfig"]
+    groups = [
+        resources,
+        *(resources.get("InstanceGroups") or ()),
+        *(resources.get("InstancePreferences") or ()),
+    ]
+    return any(
+        instances.lookup(group["InstanceType"]).nvme != 0 for group in groups if "InstanceType" in group
+    )
 
 
 def _shard(items: Sequence[Item], index: int, hosts: int, seed: int | None) -> Sequence[Item]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from harness.ledger._entry import Entry, Given, cloud_only, emulated, honoured, mapped, when
-from harness.ledger._pipe import PIPE
+from harness.ledger._modes import FAST_FILE, PIPE
 
 __all__ = ["ENTRIES", "HYPERPARAMETERS"]
 
@@ -54,9 +54,7 @@ ENTRIES: Final[Mapping[str, Entry]] = {
     "AlgorithmSpecification.TrainingInputMode": honoured(
         "File: every channel's files are complete on disk before the host starts."
     ).but(
-        when(
-            "FastFile", emulated("FastFile: a read-only view of the files, which are on disk from the start.")
-        ),
+        when("FastFile", FAST_FILE),
         when("Pipe", PIPE),
     ),
     "AlgorithmSpecification.MetricDefinitions": honoured("Applied to the log as its lines arrive."),

@@ -44,6 +44,8 @@ class StopCause:
     MAX_WAIT: Final = "max-wait"
     PEER: Final = "peer"
     """Another host failed (contract: H7)."""
+    DATA: Final = "data"
+    """A Pipe channel can't be fed any more."""
 
 
 _OVERTIME: Final = (StopCause.MAX_RUNTIME, StopCause.MAX_WAIT)
@@ -227,7 +229,7 @@ class Watch:
         deadline = time.monotonic() + grace
         if self._ladder is None:
             self._ladder = _Ladder(cause=cause, deadline=deadline)
-            if cause != StopCause.PEER:
+            if cause not in (StopCause.PEER, StopCause.DATA):
                 with self._store.transaction():
                     self._store.merge_result(self._name, stop={"cause": cause, "killed": False})
                     self._store.transition(self._name, "Stopping", messages.STOPPING, status="Stopping")

@@ -478,8 +478,7 @@ def test_file_systems_that_cannot_be(bench: Bench, tmp_path: Path, channel: Json
 @pytest.mark.parametrize(
     ("channel", "message"),
     [
-        (s3("s3://b/x/", InputMode="Pipe"), "Pipe mode"),
-        (s3("s3://b/x/", kind="AugmentedManifestFile"), "AugmentedManifestFile"),
+        (s3("s3://b/x/", kind="AugmentedManifestFile"), "Pipe mode only, not File"),  # contract: E20
         (s3("s3://b/x/", kind="Converse"), "Converse"),  # contract: E28
         (s3("s3://b/x", kind="ManifestFile", InputMode="FastFile"), "S3Prefix only"),  # contract: E8
         ({"ChannelName": "training", "DataSource": {"DatasetSource": {}}}, "DatasetSource"),

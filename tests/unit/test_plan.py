@@ -166,7 +166,6 @@ def test_the_sandbox_runs_what_says_what_to_start(box: Box, changes: dict[str, A
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"algorithm": {"TrainingInputMode": "Pipe"}}, "TrainingInputMode is Pipe: Pipe mode"),
         ({"algorithm": {"TrainingImage": None, "AlgorithmName": "a"}}, "AlgorithmName is a: An algorithm"),
         ({"ServerlessJobConfig": {"JobType": "FineTuning"}}, "ServerlessJobConfig.JobType is FineTuning"),
     ],
