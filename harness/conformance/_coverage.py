@@ -108,7 +108,9 @@ def problems(covered: list[Covered], found: Mapping[str, object]) -> list[str]:
         for item in covered
         if item.clause.claim is Claim.TESTED and not item.tests
     ]
-    unknown = [f"{number} is marked, but the contract has no such clause" for number in {*found} - {*clauses()}]
+    unknown = [
+        f"{number} is marked, but the contract has no such clause" for number in {*found} - {*clauses()}
+    ]
     return [*untested, *unknown]
 
 
@@ -139,10 +141,18 @@ def coverage_markdown(covered: list[Covered]) -> str:
     lines = [_TABLE, "| group | tested | cloud-only | missing |", "|---|--:|--:|--:|"]
     groups = {letter: [item for item in covered if item.clause.id[0] == letter] for letter in _GROUPS}
     for letter, items in groups.items():
-        lines.append(f"| {letter} {_GROUPS[letter]} | {' | '.join(str(_count(items, claim)) for claim in Claim)} |")
+        lines.append(
+            f"| {letter} {_GROUPS[letter]} | {' | '.join(str(_count(items, claim)) for claim in Claim)} |"
+        )
     lines.append(f"| **all** | {' | '.join(f'**{_count(covered, claim)}**' for claim in Claim)} |")
     for letter, items in groups.items():
-        lines += ["", f"## {letter} {_GROUPS[letter]}", "", "| clause | | coverage | where |", "|---|---|---|---|"]
+        lines += [
+            "",
+            f"## {letter} {_GROUPS[letter]}",
+            "",
+            "| clause | | coverage | where |",
+            "|---|---|---|---|",
+        ]
         lines += [_row(item) for item in items]
     return "\n".join(lines) + "\n"
 

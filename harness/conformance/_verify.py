@@ -1,0 +1,116 @@
+"""The whole of a verification: find the subject, run it, judge."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Final
+
+from harness.conformance._finding import Finding, Report
+from harness.conformance._own import judge_start, own_scenarios, start
+from harness.conformance._place import place
+from harness.conformance._probed import probed_scenarios
+from harness.conformance._run import Runner
+from harness.conformance._scenario import Scenario
+from harness.conformance._static import static_findings
+from harness.conformance._subject import Subject, find_subject
+from harness.home import Home
+from harness.model import Spec
+
+__all__ = ["verify"]
+
+_NOTHING: Final[Mapping[str, str]] = {}
+_NO_CHANNELS: Final[Mapping[str, Path]] = {}
+
+
+def verify(
+    subject: str,
+    *,
+    load: Callable[[], Spec] | None = None,
+    hyperparameters: Mapping[str, str] = _NOTHING,
+    channels: Mapping[str, Path] = _NO_CHANNELS,
+    engine: str | None = None,
+    grace: float = 10.0,
+    most: float = 60.0,
+    home: Home | None = None,
+    progress: Callable[[str], None] = lambda sentence: None,
+) -> Report:
+    """Hold an image, or the image and program of a spec, against the container contract.
+
+    An image with AWS's toolkit is run with a script of ours, any other with its own program. Jobs run in a
+    state directory of their own, which is removed.
+
+    Args:
+        subject: a local image, or a spec file.
+        load: gives the spec of that file; default: as it stands there.
+        hyperparameters, channels: for an image's own program.
+        engine: "docker" or "sandbox", for a spec.
+        grace: seconds between SIGTERM and SIGKILL.
+        most: seconds after which a run of somebody's own program is stopped.
+        progress: gets a few words for each thing that is done.
+
+    Raises:
+        SpecError: the spec or a word is wrong. MachineError: this machine can't run it.
+    """
+    from harness.spec import load as load_file
+
+    began = time.monotonic()
+    with place(home or Home.find()) as throwaway:
+        progress("looking at the image")
+        found = find_subject(
+            subject,
+            throwaway,
+            hyperparameters=hyperparameters,
+            channels=channels,
+            engine=engine,
+            grace=grace,
+            load=load or (lambda: load_file(subject)),
+        )
+        findings = [] if found.image is None else list(static_findings(found, found.image))
+        runner = Runner(throwaway, found.spec)
+        findings += _dynamic(found, runner, most, progress)
+        return Report(
+            subject=subject,
+            image=found.image.name if found.image else None,
+            engine=runner.plan.engine,
+            how=_how(found),
+            findings=tuple(findings),
+            seconds=time.monotonic() - began,
+        )
+
+
+def _dynamic(
+    subject: Subject, runner: Runner, most: float, progress: Callable[[str], None]
+) -> Iterable[Finding]:
+    if subject.probed:
+        return _side_by_side(subject, runner, probed_scenarios(subject), progress)
+    progress(f"running {subject.program} as it is")
+    base = start(runner, most)
+    findings = list(judge_start(subject, base))
+    if base.status != "Failed":
+        findings += _side_by_side(subject, runner, own_scenarios(subject, base, most), progress)
+    return findings
+
+
+def _side_by_side(
+    subject: Subject, runner: Runner, scenarios: tuple[Scenario, ...], progress: Callable[[str], None]
+) -> list[Finding]:
+    """The findings in the scenarios' order, whatever ends first."""
+    findings: dict[str, list[Finding]] = {}
+    with ThreadPoolExecutor(max_workers=len(scenarios), thread_name_prefix="verify") as pool:
+        running = {pool.submit(scenario.run, runner): scenario for scenario in scenarios}
+        progress(f"running: {', '.join(scenario.title for scenario in scenarios)}")
+        for future in as_completed(running):
+            scenario = running.pop(future)
+            findings[scenario.name] = list(scenario.judge(subject, future.result()))
+            if running:
+                progress(f"still running: {', '.join(scenario.title for scenario in running.values())}")
+    return [finding for scenario in scenarios for finding in findings[scenario.name]]
+
+
+def _how(subject: Subject) -> str:
+    if subject.probed:
+        return "its toolkit ran a script of ours"
+    return f"{subject.program} was run"
