@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Final
 
 from harness.conformance._finding import Finding, failed, not_checked, passed, warned
@@ -126,7 +125,10 @@ def own_scenarios(subject: Subject, base: Run, most: float) -> tuple[Scenario, .
             name="fail", title="bad input", run=lambda runner: _sabotage(runner, most), judge=_judge_failure
         ),
         Scenario(
-            name="term", title="SIGTERM", run=lambda runner: _stopped(runner, base), judge=_judge_stopped
+            name="term",
+            title="SIGTERM",
+            run=lambda runner: _stopped(runner, base),
+            judge=lambda runs: _judge_stopped(subject, runs),
         ),
         Scenario(
             name="resume",
@@ -155,7 +157,7 @@ def _unusual(runner: Runner, most: float) -> tuple[Run, ...]:
     return run, runner.run("text", request={"HyperParameters": dict(_TEXT)}, most=most)
 
 
-def _judge_unusual(subject: Subject, runs: tuple[Run, ...]) -> Iterator[Finding]:
+def _judge_unusual(runs: tuple[Run, ...]) -> Iterator[Finding]:
     """contract: C1, C3"""
     check = "hyperparameters are strings"
     unusual, *rest = runs
@@ -212,7 +214,7 @@ def _sabotage(runner: Runner, most: float) -> tuple[Run, ...]:
     return (runner.run("fail", spec=broken, request=changed, most=most),)
 
 
-def _judge_failure(subject: Subject, runs: tuple[Run, ...]) -> Iterator[Finding]:
+def _judge_failure(runs: tuple[Run, ...]) -> Iterator[Finding]:
     """contract: G5, F21, G18"""
     check = "exit code of failure"
     if not runs:
@@ -303,7 +305,7 @@ def _killed(runner: Runner, base: Run, most: float) -> tuple[Run, ...]:
     return first, runner.run("again", request=request, most=most)
 
 
-def _judge_resumed(subject: Subject, runs: tuple[Run, ...]) -> Iterator[Finding]:
+def _judge_resumed(runs: tuple[Run, ...]) -> Iterator[Finding]:
     """contract: F12, F19"""
     check = "resumes from a checkpoint"
     first, *rest = runs
@@ -346,7 +348,7 @@ def _read_only(spec: Spec) -> Spec:
     return dataclasses.replace(spec, request=request)
 
 
-def _judge_alone(subject: Subject, runs: tuple[Run, ...]) -> Iterator[Finding]:
+def _judge_alone(runs: tuple[Run, ...]) -> Iterator[Finding]:
     """contract: B16, D11"""
     (run,) = runs
     if run.status != "Failed":
@@ -368,7 +370,7 @@ def _two(runner: Runner, most: float) -> tuple[Run, ...]:
     return (runner.run("hosts", request={"ResourceConfig": {"InstanceCount": 2}}, most=most),)
 
 
-def _judge_two(subject: Subject, runs: tuple[Run, ...]) -> Iterator[Finding]:
+def _judge_two(runs: tuple[Run, ...]) -> Iterator[Finding]:
     """contract: F4, H3"""
     if not runs:
         yield not_checked("H3", "several hosts", "the request names groups of instances.")

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import posixpath
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, Final
 
 from harness.conformance._finding import Finding, failed, not_checked, passed, warned
 from harness.conformance._judge import last_words, seconds, strayed
 from harness.conformance._run import BUCKET, Run, Runner, Watching
 from harness.conformance._scenario import Scenario
-from harness.conformance._subject import Subject, isolated
+from harness.conformance._subject import isolated
 from harness.model import JsonObject
 
 __all__ = ["UNUSUAL", "probed_scenarios"]
@@ -36,13 +35,16 @@ _DATA: Final = "/opt/ml/input/data"
 _SAID: Final = "harness-verify: this failure is asked for"
 
 
-def probed_scenarios(subject: Subject) -> tuple[Scenario, ...]:
-    """What is run, and what is judged by it."""
+def probed_scenarios(grace: float) -> tuple[Scenario, ...]:
+    """What is run, and what is judged by it. `grace`: seconds between SIGTERM and SIGKILL."""
     return (
         Scenario(name="start", title="starting it with unusual values", run=_start, judge=_judge_start),
         Scenario(name="fail", title="a script that fails", run=_fail, judge=_judge_failure),
         Scenario(
-            name="term", title="SIGTERM, then starting again", run=_interrupted, judge=_judge_interrupted
+            name="term",
+            title="SIGTERM, then starting again",
+            run=_interrupted,
+            judge=lambda runs: _judge_interrupted(runs, grace),
         ),
         Scenario(name="alone", title="without a network", run=_isolated, judge=_judge_isolated),
         Scenario(name="hosts", title="two hosts", run=_two, judge=_judge_two),
@@ -60,7 +62,7 @@ def _start(runner: Runner) -> tuple[Run, ...]:
     return (runner.run("start", request=_mode("look", **UNUSUAL)),)
 
 
-def _judge_start(subject: Subject, runs: tuple[Run, ...]) -> Iterator[Finding]:
+def _judge_start(runs: tuple[Run, ...]) -> Iterator[Finding]:
     """contract: A1, A9, A20, A22, B1, B16, C1, C8, C17, D3, D16, D17, D29, E3, F1, F2, G5, I5"""
     (run,) = runs
     facts = run.facts()
@@ -89,16 +91,12 @@ def _judge_start(subject: Subject, runs: tuple[Run, ...]) -> Iterator[Finding]:
         failed("A22", "the script's directory", f"the script runs in {facts['cwd']}, not in /opt/ml/code.",
                "use the toolkit's own `train`"),
     )  # fmt: skip
-    yield from _hyperparameters(runner_request(run), facts)
-    yield _environment(runner_request(run), facts)
+    yield from _hyperparameters(run.record.request, facts)
+    yield _environment(run.record.request, facts)
     yield _variables(facts)
     yield from _channels(facts)
     yield _outputs(run, facts)
     yield strayed(run)
-
-
-def runner_request(run: Run) -> JsonObject:
-    return run.record.request
 
 
 def _hyperparameters(request: JsonObject, facts: JsonObject) -> Iterator[Finding]:
@@ -239,7 +237,7 @@ def _fail(runner: Runner) -> tuple[Run, ...]:
     return (runner.run("fail", request=_mode("fail")),)
 
 
-def _judge_failure(subject: Subject, runs: tuple[Run, ...]) -> Iterator[Finding]:
+def _judge_failure(runs: tuple[Run, ...]) -> Iterator[Finding]:
     """contract: G5, G13, G14, G17, F21"""
     (run,) = runs
     if run.status != "Failed":
@@ -282,10 +280,9 @@ def _interrupted(runner: Runner) -> tuple[Run, ...]:
     return first, runner.run("again", request={**_mode("look"), **checkpoints})
 
 
-def _judge_interrupted(subject: Subject, runs: tuple[Run, ...]) -> Iterator[Finding]:
+def _judge_interrupted(runs: tuple[Run, ...], grace: float) -> Iterator[Finding]:
     """contract: G9, G10, F12, F14, F19"""
     run, again = runs
-    grace = subject.spec.local.stop_grace
     took = run.seconds - (run.stopped_after or 0.0)
     reached = "signal.txt" in (run.model or {})
     if run.stopped_after is None:
@@ -300,11 +297,12 @@ def _judge_interrupted(subject: Subject, runs: tuple[Run, ...]) -> Iterator[Find
             f"SIGTERM reached the script, which ended {seconds(took)} later.",
         )
     else:
-        yield passed(
+        yield warned(
             "G10",
             "SIGTERM within the grace",
-            f"SIGTERM doesn't reach the script, as in AWS's toolkit: it was killed after {grace:.0f} s (120 s in the "
-            "cloud). Save checkpoints as you go, or start the script by ContainerEntrypoint.",
+            f"SIGTERM doesn't reach the script: AWS's toolkit, process 1, keeps it. It was killed after {grace:.0f} s "
+            "(120 s in the cloud).",
+            "save checkpoints as you go; or start the script by ContainerEntrypoint, as process 1",
         )
     yield _holds(
         "step.txt" in run.checkpoints,
@@ -328,7 +326,7 @@ def _isolated(runner: Runner) -> tuple[Run, ...]:
     return (runner.run("alone", spec=isolated(runner.spec), request=_mode("isolated")),)
 
 
-def _judge_isolated(subject: Subject, runs: tuple[Run, ...]) -> Iterator[Finding]:
+def _judge_isolated(runs: tuple[Run, ...]) -> Iterator[Finding]:
     """contract: D11"""
     (run,) = runs
     facts = run.facts()
@@ -357,7 +355,7 @@ def _two(runner: Runner) -> tuple[Run, ...]:
     return (runner.run("hosts", request={**_mode("meet"), "ResourceConfig": {"InstanceCount": 2}}),)
 
 
-def _judge_two(subject: Subject, runs: tuple[Run, ...]) -> Iterator[Finding]:
+def _judge_two(runs: tuple[Run, ...]) -> Iterator[Finding]:
     """contract: H1, H3, D17"""
     (run,) = runs
     facts = [run.facts(host) for host in ("algo-1", "algo-2")]

@@ -123,7 +123,7 @@ class Runner:
         *,
         spec: Spec | None = None,
         request: JsonObject | None = None,
-        act: Callable[[Watching], None] = lambda job: None,
+        act: Callable[[Watching], None] | None = None,
         most: float = 60.0,
     ) -> Run:
         """Run the spec (or `spec` in its place) with `request` merged over its own, and wait for the end.
@@ -135,7 +135,12 @@ class Runner:
             return self._run(scenario, spec or self.spec, request or {}, act, most)
 
     def _run(
-        self, scenario: str, base: Spec, changes: JsonObject, act: Callable[[Watching], None], most: float
+        self,
+        scenario: str,
+        base: Spec,
+        changes: JsonObject,
+        act: Callable[[Watching], None] | None,
+        most: float,
     ) -> Run:
         name = f"verify-{scenario}-{secrets.token_hex(3)}"
         spec = dataclasses.replace(
@@ -148,7 +153,8 @@ class Runner:
         with Store(self.home) as store:
             while not (record := store.summary(name)).ended_for_good:
                 watching.see(record)
-                act(watching)
+                if act is not None:
+                    act(watching)
                 if (watching.training or 0.0) > most:
                     watching.stop()
                 time.sleep(_POLL)

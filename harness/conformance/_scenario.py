@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from harness._values import dataclass
 from harness.conformance._finding import Finding
 from harness.conformance._run import Run, Runner
-from harness.conformance._subject import Subject
 
 __all__ = ["Scenario"]
 
@@ -20,4 +19,4 @@ class Scenario:
     title: str
     """For people who wait."""
     run: Callable[[Runner], tuple[Run, ...]]
-    judge: Callable[[Subject, tuple[Run, ...]], Iterator[Finding]]
+    judge: Callable[[tuple[Run, ...]], Iterator[Finding]]

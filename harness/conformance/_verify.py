@@ -35,7 +35,7 @@ def verify(
     grace: float = 10.0,
     most: float = 60.0,
     home: Home | None = None,
-    progress: Callable[[str], None] = lambda sentence: None,
+    progress: Callable[[str], None] | None = None,
 ) -> Report:
     """Hold an image, or the image and program of a spec, against the container contract.
 
@@ -57,6 +57,7 @@ def verify(
     from harness.spec import load as load_file
 
     began = time.monotonic()
+    progress = progress or _silence
     with place(home or Home.find()) as throwaway:
         progress("looking at the image")
         found = find_subject(
@@ -85,17 +86,17 @@ def _dynamic(
     subject: Subject, runner: Runner, most: float, progress: Callable[[str], None]
 ) -> Iterable[Finding]:
     if subject.probed:
-        return _side_by_side(subject, runner, probed_scenarios(subject), progress)
+        return _side_by_side(runner, probed_scenarios(subject.spec.local.stop_grace), progress)
     progress(f"running {subject.program} as it is")
     base = start(runner, most)
     findings = list(judge_start(subject, base))
     if base.status != "Failed":
-        findings += _side_by_side(subject, runner, own_scenarios(subject, base, most), progress)
+        findings += _side_by_side(runner, own_scenarios(subject, base, most), progress)
     return findings
 
 
 def _side_by_side(
-    subject: Subject, runner: Runner, scenarios: tuple[Scenario, ...], progress: Callable[[str], None]
+    runner: Runner, scenarios: tuple[Scenario, ...], progress: Callable[[str], None]
 ) -> list[Finding]:
     """The findings in the scenarios' order, whatever ends first."""
     findings: dict[str, list[Finding]] = {}
@@ -104,10 +105,14 @@ def _side_by_side(
         progress(f"running: {', '.join(scenario.title for scenario in scenarios)}")
         for future in as_completed(running):
             scenario = running.pop(future)
-            findings[scenario.name] = list(scenario.judge(subject, future.result()))
+            findings[scenario.name] = list(scenario.judge(future.result()))
             if running:
                 progress(f"still running: {', '.join(scenario.title for scenario in running.values())}")
     return [finding for scenario in scenarios for finding in findings[scenario.name]]
+
+
+def _silence(sentence: str) -> None:
+    del sentence
 
 
 def _how(subject: Subject) -> str:
