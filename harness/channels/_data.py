@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from harness._values import dataclass
-from harness.channels._items import Item, read_tree
+from harness.channels._items import Item, names_below, read_tree
 from harness.channels._remote import RemoteObject, RemoteS3, open_remote
 from harness.errors import ClientError
 from harness.model import LocalOptions, Upload
 from harness.objects import ObjectInfo, ObjectStore, all_plain, local_name, parse_uri, refuse_local_name
 
-__all__ = ["Data", "Finder"]
+__all__ = ["Data", "Finder", "View"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +29,19 @@ class Data:
     """In key order; those of a manifest as it lists them."""
     directory: Path | None = None
     """A directory of the user's that holds exactly these, to be mounted where it lies."""
-    stored: Path | None = None
-    """The same of the object store, whose objects may be replaced while a job reads them."""
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """The objects of a channel as one directory of this machine."""
+
+    bucket: str
+    base: str
+    """What all keys begin with."""
+    names: Sequence[str]
+    """Of the objects below the directory, in key order."""
+    directory: Path
     warnings: tuple[str, ...] = ()
 
 
@@ -85,8 +96,26 @@ class Finder:
                 f"the folder {folder}, {siblings[0]} for one; end it with a slash if you don't want them"
             )
             warnings = (found_more,)
-        stored = self._directory(bucket, folder, items) if fast and not siblings else None
-        return Data(bucket=bucket, base=base, items=items, stored=stored, warnings=warnings)
+        return Data(bucket=bucket, base=base, items=items, warnings=warnings)
+
+    def view(self, uri: str, channel: str) -> View | None:
+        """S3Prefix in FastFile mode: the directory that holds what `prefix` would find, no file of it looked at.
+
+        None when no directory does, or nothing is in it. contract: E8, E10
+        """
+        bucket, prefix = parse_uri(uri.rstrip("/") + "/")
+        place = self._uploads.get(uri.rstrip("/"))
+        if place is None:
+            directory = self._objects.directory(f"s3://{bucket}/{prefix}")
+        else:
+            directory = place.absolute() if place.is_dir() else None
+        found = None if directory is None else names_below(directory, channel)
+        if directory is None or found is None:
+            return None
+        names, warnings = found
+        if not names or (place is None and not all_plain(names)):
+            return None
+        return View(bucket=bucket, base=prefix, names=names, directory=directory, warnings=warnings)
 
     def manifest(self, uri: str, channel: str, *, fast: bool) -> Data:
         """ManifestFile: the objects that a JSON array names (contract: E18), at `<channel>/<suffix>` (E19)."""
@@ -104,8 +133,8 @@ class Finder:
                 items.append(item)
         return Data(bucket=bucket, base=base, items=items)
 
-    def single(self, uri: str, channel: str) -> Data:
-        """The one object of that URI: an augmented manifest (contract: E20)."""
+    def augmented(self, uri: str, channel: str) -> Data:
+        """AugmentedManifestFile: the one object of JSON lines (contract: E20)."""
         item = self.object(uri)
         if item is None:
             raise self._nothing(uri, channel)
@@ -140,17 +169,6 @@ class Finder:
         if found is None and self.remote is not None:
             return self.remote.head(bucket, key)
         return found
-
-    def _directory(self, bucket: str, folder: str, items: Sequence[Item]) -> Path | None:
-        """The object store's own directory, if a host that sees only it sees exactly these objects."""
-        root = self._objects.path(f"s3://{bucket}/{folder}")
-        start = f"{root}/"
-        # An object elsewhere was downloaded, or is a link's target, or its key can't be a file's name.
-        if any(item.location != start + item.name for item in items):
-            return None
-        inner = {item.name.rpartition("/")[0] for item in items}
-        linked = any(os.path.islink(start + name) for name in _ancestors(inner))  # noqa: PTH114  # as many as files
-        return None if linked else root
 
     def _upload(self, uri: str, path: Path, channel: str) -> Data:
         bucket, prefix = parse_uri(uri.rstrip("/") + "/")
@@ -258,16 +276,6 @@ def _file_item(path: Path, key: str) -> Item:
     status = path.stat()
     identity = f"{status.st_size}:{status.st_mtime_ns}:{status.st_ino}:{status.st_dev}"
     return Item(key, path.name, status.st_size, identity, os.path.realpath(path))
-
-
-def _ancestors(names: Iterable[str]) -> set[str]:
-    """These directories and all above them."""
-    found = {""}
-    for name in names:
-        while name not in found:
-            found.add(name)
-            name = name.rpartition("/")[0]
-    return found
 
 
 def _read_manifest(data: bytes, uri: str, channel: str) -> tuple[str, list[str]]:

@@ -1,58 +1,33 @@
-"""Staging: from InputDataConfig to what each host mounts at /opt/ml/input/data/<channel>."""
+"""Staging: from InputDataConfig to what each host finds at /opt/ml/input/data."""
 
 from __future__ import annotations
 
 import json
-import random
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePosixPath
-from typing import Any, Final, Literal
+from pathlib import Path
+from typing import Any, Final
 
-from harness._values import dataclass
-from harness.channels._data import Data, Finder
-from harness.channels._filesystems import find_file_system
-from harness.channels._items import Item
+from harness.channels._data import Finder
+from harness.channels._modes import (
+    StagedChannel,
+    stage_file_system,
+    stage_files,
+    stage_pipe,
+    stage_view,
+)
 from harness.channels._pace import download_seconds
 from harness.channels._snapshots import Snapshots
-from harness.channels._streams import Source, Stream, share
 from harness.errors import ClientError
-from harness.model import JsonObject, LocalOptions, Mount, Upload
+from harness.model import JsonObject, LocalOptions, Upload
 from harness.objects import ObjectStore, Progress, sort_hosts
 
 __all__ = ["StagedChannel", "stage", "used"]
 
-_DATA: Final = PurePosixPath("/opt/ml/input/data")
 _HOMOGENEOUS: Final = "homogeneousCluster"
 _USED: Final = "channels.json"
 _STEP: Final = 0.1
-
-
-@dataclass(frozen=True, kw_only=True)
-class StagedChannel:
-    """One channel as one host gets it."""
-
-    name: str
-    mode: str
-    """The effective input mode: File, FastFile or Pipe (contract: C18)."""
-    mount: Mount | None
-    """None in Pipe mode: there is no directory (contract: E11)."""
-    files: int
-    """Objects that this host sees; 0 for a file system, whose files nobody counts."""
-    size: int
-    """Their bytes."""
-    reused: bool
-    """Nothing was copied, linked or downloaded for it."""
-    manifest: bytes | None
-    """Content of `<channel>-manifest` (contract: B7); None for a file system."""
-    distribution: str | None
-    """S3DataDistributionType; None for a file system (contract: C19)."""
-    content_type: str | None = None
-    record_wrapper: str | None = None
-    warnings: tuple[str, ...] = ()
-    """What the user should know, one sentence each."""
-    stream: Stream | None = None
-    """What `Feeder` is to feed into the channel's FIFOs, in Pipe mode."""
+_Shares = dict[str, StagedChannel]
 
 
 def stage(
@@ -96,7 +71,7 @@ def stage(
         ]  # contract: E25
         mode = channel.get("InputMode") or request["AlgorithmSpecification"]["TrainingInputMode"]
         if (file_system := source.get("FileSystemDataSource")) is not None:
-            one = _file_system(channel, file_system, mode, local)
+            one = stage_file_system(channel, file_system, mode, local)
             shares = dict.fromkeys(members, one)
         elif (s3_source := source.get("S3DataSource")) is not None:
             shares = _s3(channel, s3_source, mode, members, finder, snapshots, progress)
@@ -130,27 +105,6 @@ def _remember(job_dir: Path, staged: Mapping[str, Sequence[StagedChannel]]) -> N
     (job_dir / _USED).write_text(json.dumps(sources))
 
 
-def _file_system(channel: JsonObject, source: JsonObject, mode: str, local: LocalOptions) -> StagedChannel:
-    name = channel["ChannelName"]
-    if mode != "File":  # contract: E4
-        raise ClientError(
-            f"channel {name} is a file system, which SageMaker gives in File mode only, not {mode}"
-        )
-    access: Literal["ro", "rw"] = "rw" if source.get("FileSystemAccessMode", "ro") == "rw" else "ro"
-    return StagedChannel(
-        name=name,
-        mode=mode,
-        mount=Mount(source=find_file_system(name, source, local), target=_DATA / name, mode=access),
-        files=0,
-        size=0,
-        reused=True,
-        manifest=None,
-        distribution=None,
-        content_type=channel.get("ContentType"),
-        record_wrapper=channel.get("RecordWrapperType"),
-    )
-
-
 def _s3(
     channel: JsonObject,
     source: JsonObject,
@@ -159,126 +113,27 @@ def _s3(
     finder: Finder,
     snapshots: Snapshots,
     progress: Progress | None,
-) -> dict[str, StagedChannel]:
-    name = channel["ChannelName"]
-    kind = source["S3DataType"]
-    _possible(name, mode, kind)
+) -> _Shares:
+    _check(channel, source, mode)
     if mode == "Pipe":
-        return _pipe(channel, source, members, finder)
-    find = finder.manifest if kind == "ManifestFile" else finder.prefix
-    data = find(source["S3Uri"], name, fast=mode == "FastFile")
-    ordered = sorted(data.items, key=lambda item: item.key) if kind == "ManifestFile" else data.items
-    distribution = source.get("S3DataDistributionType") or "FullyReplicated"
-    sharded = distribution == "ShardedByS3Key" and len(members) > 1
-    seed = _seed(channel)
-    whole = data.directory or (data.stored if mode == "FastFile" else None)  # contract: E10
-    warnings_of_mode = data.warnings
-    if mode == "FastFile" and any(item.remote is not None for item in data.items):
-        warnings_of_mode += (
-            f"channel {name}: FastFile is not lazy here for objects of Amazon S3: they were all downloaded "
-            "before the start",
-        )
-    shares: dict[str, StagedChannel] = {}
-    for index, host in enumerate(members):
-        if shares and not sharded:  # contract: E22
-            shares[host] = shares[members[0]]
-            continue
-        items = _shard(ordered, index, len(members), seed) if sharded else ordered
-        warnings = warnings_of_mode
-        if sharded and not items:
-            warnings += (_too_few(name, host),)
-        if whole is not None and not sharded:
-            place, reused = whole, True
-        else:
-            snapshot = snapshots.get(items, channel=name, remote=finder.remote, progress=progress)
-            place, reused = snapshot.path, snapshot.reused
-        shares[host] = StagedChannel(
-            name=name,
-            mode=mode,
-            mount=Mount(
-                source=place,
-                target=_DATA / name,
-                mode="ro" if mode == "FastFile" else "overlay",  # contract: B16
-            ),
-            files=sum(not item.name.endswith("/") for item in items),
-            size=sum(item.size for item in items),
-            reused=reused,
-            manifest=_manifest(data, items),
-            distribution=distribution,
-            content_type=channel.get("ContentType"),
-            record_wrapper=channel.get("RecordWrapperType"),
-            warnings=warnings,
-        )
-    return shares
+        return stage_pipe(channel, source, members, finder)
+    seen = stage_view(channel, source, members, finder) if mode == "FastFile" else None
+    return seen or stage_files(channel, source, mode, members, finder, snapshots, progress)
 
 
-def _pipe(
-    channel: JsonObject, source: JsonObject, members: Sequence[str], finder: Finder
-) -> dict[str, StagedChannel]:
-    """A channel whose objects go through FIFOs; nothing of it is on the volume (contract: E11, E29)."""
-    name = channel["ChannelName"]
-    kind = source["S3DataType"]
-    attributes = tuple(source.get("AttributeNames") or ()) if kind == "AugmentedManifestFile" else ()
-    wrapper = channel.get("RecordWrapperType")
-    if kind == "AugmentedManifestFile":
-        data = finder.single(source["S3Uri"], name)
-        if not attributes:
-            raise ClientError(
-                f"channel {name} is an AugmentedManifestFile: say in AttributeNames what to stream"
-            )
-    else:
-        find = finder.manifest if kind == "ManifestFile" else finder.prefix
-        data = find(source["S3Uri"], name, fast=False)
-    objects = [item for item in data.items if not item.name.endswith("/")]  # a marker has no content
-    distribution = source.get("S3DataDistributionType") or "FullyReplicated"
-    stream = Stream(
-        channel=name,
-        hosts=tuple(members),
-        sharded=distribution == "ShardedByS3Key" and len(members) > 1,
-        seed=_seed(channel),
-        gzip=channel.get("CompressionType") == "Gzip",
-        recordio=wrapper == "RecordIO",
-        sources=[Source.of(item, data.bucket) for item in objects],
-        attributes=attributes,
-    )
-    shares = {}
-    for host in members:
-        mine = objects if attributes else [objects[n] for n in share(stream, host, 0, len(objects))]
-        shares[host] = StagedChannel(
-            name=name,
-            mode="Pipe",
-            mount=None,
-            files=len(mine),
-            size=sum(item.size for item in mine),
-            reused=True,
-            manifest=None,  # contract: B7 leaves it open
-            distribution=distribution,
-            content_type=channel.get("ContentType"),
-            record_wrapper=wrapper,
-            warnings=data.warnings if mine else (*data.warnings, _too_few(name, host)),
-            stream=stream,
-        )
-    return shares
-
-
-def _possible(name: str, mode: str, kind: str) -> None:
-    if kind == "AugmentedManifestFile":
-        if mode != "Pipe":  # contract: E20
-            raise ClientError(f"channel {name}: an AugmentedManifestFile comes in Pipe mode only, not {mode}")
-        return
-    if kind not in ("S3Prefix", "ManifestFile"):  # contract: E28
+def _check(channel: JsonObject, source: JsonObject, mode: str) -> None:
+    """What AWS refuses, for who comes without its validator."""
+    name, kind = channel["ChannelName"], source["S3DataType"]
+    if kind not in ("S3Prefix", "ManifestFile", "AugmentedManifestFile"):  # contract: E28
         raise ClientError(f"channel {name} has S3DataType {kind}, which doesn't run here: use S3Prefix")
     if mode == "FastFile" and kind != "S3Prefix":  # contract: E8
         raise ClientError(f"channel {name}: FastFile mode takes S3Prefix only, not {kind}")
-
-
-def _seed(channel: JsonObject) -> int | None:
-    seed: int | None = (channel.get("ShuffleConfig") or {}).get("Seed")
-    return seed
-
-
-def _too_few(channel: str, host: str) -> str:
-    return f"channel {channel}: {host} gets no object, there are fewer objects than hosts (contract E23)"
+    if kind == "AugmentedManifestFile" and mode != "Pipe":  # contract: E20
+        raise ClientError(f"channel {name}: an AugmentedManifestFile comes in Pipe mode only, not {mode}")
+    if kind == "AugmentedManifestFile" and not source.get("AttributeNames"):  # contract: E21
+        raise ClientError(
+            f"channel {name}: AttributeNames must say what of the AugmentedManifestFile to stream"
+        )
 
 
 def _fit(request: JsonObject, staged: Mapping[str, Sequence[StagedChannel]]) -> None:
@@ -334,23 +189,3 @@ def _local_disks(request: JsonObject) -> bool:
     return any(
         instances.lookup(group["InstanceType"]).nvme != 0 for group in groups if "InstanceType" in group
     )
-
-
-def _shard(items: Sequence[Item], index: int, hosts: int, seed: int | None) -> Sequence[Item]:
-    """This host's share: round-robin over the keys, shuffled first when a seed is given.
-
-    # contract: E23, E24
-    """
-    if seed is None:
-        return items[index::hosts]
-    shuffled = list(items)
-    random.Random(seed).shuffle(shuffled)
-    return sorted(shuffled[index::hosts], key=lambda item: item.key)
-
-
-def _manifest(data: Data, items: Sequence[Item]) -> bytes:
-    """The objects of this host, in ManifestFile's form (contract: B7, E18)."""
-    cut = len(data.base)
-    rows: list[Any] = [{"prefix": f"s3://{data.bucket}/{data.base}"}]
-    rows += [item.key[cut:] for item in items]
-    return json.dumps(rows).encode()
