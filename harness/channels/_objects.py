@@ -226,4 +226,5 @@ def _local_copy(source: Source, remote: RemoteS3 | None) -> Iterator[IO[bytes]]:
     with tempfile.TemporaryFile() as file:
         for chunk in remote.stream(source.remote):
             file.write(chunk)
+        file.seek(0)
         yield file
