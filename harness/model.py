@@ -245,8 +245,8 @@ class HostLaunch:
     python: str | None = None
     prepend: Mapping[str, str] = field(default_factory=dict)
     """Lists of places such as PYTHONPATH: what goes before whatever else the host has in them."""
-    changes: Path | None = None
-    """The file that gets the list of what the host changed in its image, once it has ended; None: none."""
+    evidence: Path | None = None
+    """The file that gets, once the host has ended, when it ran and what it changed in its image; None: none."""
 
 
 @dataclass(frozen=True, kw_only=True)

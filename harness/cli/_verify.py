@@ -89,6 +89,12 @@ class _Pair(click.ParamType[tuple[str, str]]):
 @click.option(
     "--html", type=click.Path(path_type=Path), metavar="FILE", help="Write the report as one HTML page too."
 )
+@click.option(
+    "--only",
+    type=click.Choice(("values", "fail", "term", "resume", "alone", "hosts")),
+    multiple=True,
+    help="Besides starting it, run only this; may be repeated.",
+)
 @click.option("-v", "--verbose", is_flag=True, help="Say of what holds, too, what happened.")
 @click.option("--coverage", is_flag=True, help="Say which clauses of the contract this harness keeps itself.")
 @json_option
@@ -102,6 +108,7 @@ def verify(
     most: float,
     junit: Path | None,
     html: Path | None,
+    only: tuple[str, ...],
     verbose: bool,
     coverage: bool,
     as_json: bool,
@@ -135,6 +142,7 @@ def verify(
             engine=engine,
             grace=grace,
             most=most,
+            only=only,
             progress=lambda words: told.status(f"{words} …"),
         )
     finally:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from harness.conformance._html import html
     from harness.conformance._junit import junit
     from harness.conformance._place import place, sweep
-    from harness.conformance._verify import verify
+    from harness.conformance._verify import SCENARIOS, verify
 else:
     from harness._doors import closed
 
@@ -31,11 +31,12 @@ else:
             "_html": ("html",),
             "_junit": ("junit",),
             "_place": ("place", "sweep"),
-            "_verify": ("verify",),
+            "_verify": ("SCENARIOS", "verify"),
         },
     )
 
 __all__ = [
+    "SCENARIOS",
     "Claim",
     "Clause",
     "Covered",

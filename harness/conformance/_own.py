@@ -116,33 +116,38 @@ def own_scenarios(subject: Subject, base: Run, most: float) -> tuple[Scenario, .
     """What is run once the program is known to run. `most`: seconds after which a run is stopped."""
     return (
         Scenario(
-            name="values",
+            names=("values",),
             title="unusual hyperparameters",
             run=lambda runner: _unusual(runner, most),
             judge=_judge_unusual,
         ),
         Scenario(
-            name="fail", title="bad input", run=lambda runner: _sabotage(runner, most), judge=_judge_failure
+            names=("fail",),
+            title="bad input",
+            run=lambda runner: _sabotage(runner, most),
+            judge=_judge_failure,
         ),
         Scenario(
-            name="term",
+            names=("term",),
             title="SIGTERM",
             run=lambda runner: _stopped(runner, base),
             judge=lambda runs: _judge_stopped(subject, runs),
         ),
         Scenario(
-            name="resume",
+            names=("resume",),
             title="killing it, then starting again",
             run=lambda runner: _killed(runner, base, most),
             judge=_judge_resumed,
         ),
         Scenario(
-            name="alone",
+            names=("alone",),
             title="without a network",
             run=lambda runner: _alone(runner, most),
             judge=_judge_alone,
         ),
-        Scenario(name="hosts", title="two hosts", run=lambda runner: _two(runner, most), judge=_judge_two),
+        Scenario(
+            names=("hosts",), title="two hosts", run=lambda runner: _two(runner, most), judge=_judge_two
+        ),
     )
 
 
@@ -252,7 +257,7 @@ def _at(base: Run) -> float:
 
 def _after(delay: float, *, now: bool = False) -> Callable[[Watching], None]:
     def act(job: Watching) -> None:
-        if (job.training or 0.0) >= delay:
+        if (job.running or 0.0) >= delay:
             job.stop(now=now)
 
     return act

@@ -38,16 +38,16 @@ _SAID: Final = "harness-verify: this failure is asked for"
 def probed_scenarios(grace: float) -> tuple[Scenario, ...]:
     """What is run, and what is judged by it. `grace`: seconds between SIGTERM and SIGKILL."""
     return (
-        Scenario(name="start", title="starting it with unusual values", run=_start, judge=_judge_start),
-        Scenario(name="fail", title="a script that fails", run=_fail, judge=_judge_failure),
+        Scenario(names=("values",), title="starting it with unusual values", run=_start, judge=_judge_start),
+        Scenario(names=("fail",), title="a script that fails", run=_fail, judge=_judge_failure),
         Scenario(
-            name="term",
+            names=("term", "resume"),
             title="SIGTERM, then starting again",
             run=_interrupted,
             judge=lambda runs: _judge_interrupted(runs, grace),
         ),
-        Scenario(name="alone", title="without a network", run=_isolated, judge=_judge_isolated),
-        Scenario(name="hosts", title="two hosts", run=_two, judge=_judge_two),
+        Scenario(names=("alone",), title="without a network", run=_isolated, judge=_judge_isolated),
+        Scenario(names=("hosts",), title="two hosts", run=_two, judge=_judge_two),
     )
 
 

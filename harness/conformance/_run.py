@@ -10,6 +10,7 @@ import tarfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -47,9 +48,9 @@ class Run:
     failure_file: str
     """What its first host left in /opt/ml/output/failure."""
     seconds: float
-    """From the start of Training to the end of the hosts."""
+    """How long its first host ran."""
     stopped_after: float | None = None
-    """When the verification asked it to stop, in seconds of Training."""
+    """When the verification asked it to stop, in seconds after its first host had started."""
     read: frozenset[str] = frozenset()
     """Files in its checkpoint directory that were read after they were restored."""
 
@@ -86,16 +87,15 @@ class Watching:
         self.home = home
         self.name = name
         self.stopped_after: float | None = None
-        self._started: float | None = None
+        self._entry = home.job(name) / "hosts/algo-1/entry.json"
 
     @property
-    def training(self) -> float | None:
-        """Seconds of Training so far; None before."""
-        return None if self._started is None else time.monotonic() - self._started
-
-    def see(self, record: JobRecord) -> None:
-        if self._started is None and record.secondary_status == "Training":
-            self._started = time.monotonic()
+    def running(self) -> float | None:
+        """Seconds since its first host started; None before."""
+        try:
+            return max(time.time() - self._entry.stat().st_mtime, 0.0)
+        except FileNotFoundError:
+            return None
 
     def log(self) -> str:
         path = self.home.logs(self.name, 1) / "algo-1.log"
@@ -103,7 +103,7 @@ class Watching:
 
     def stop(self, *, now: bool = False) -> None:
         if self.stopped_after is None:
-            self.stopped_after = self.training or 0.0
+            self.stopped_after = self.running or 0.0
             with contextlib.suppress(HarnessError):  # it has ended by itself
                 local.stop(self.name, now=now, home=self.home)
 
@@ -128,8 +128,7 @@ class Runner:
     ) -> Run:
         """Run the spec (or `spec` in its place) with `request` merged over its own, and wait for the end.
 
-        `act` is called again and again while the job lives. After `most` seconds of Training the job is
-        stopped.
+        `act` is called again and again while the job lives. After `most` seconds the job is stopped.
         """
         with self._slots:
             return self._run(scenario, spec or self.spec, request or {}, act, most)
@@ -152,28 +151,27 @@ class Runner:
         local.submit(spec, home=self.home)
         with Store(self.home) as store:
             while not (record := store.summary(name)).ended_for_good:
-                watching.see(record)
                 if act is not None:
                     act(watching)
-                if (watching.training or 0.0) > most:
+                if (watching.running or 0.0) > most:
                     watching.stop()
                 time.sleep(_POLL)
             record = store.job(name)
         return self._ended(record, watching)
 
     def _ended(self, record: JobRecord, watching: Watching) -> Run:
-        changes = self.home.job(record.name) / "changes-algo-1.json"
+        path = self.home.job(record.name) / "evidence-algo-1.json"
+        evidence: JsonObject = json.loads(path.read_bytes()) if path.exists() else {}
         tree = self.home.job(record.name) / "hosts/algo-1/ml"
         config = record.request.get("CheckpointConfig")
-        started, ended = record.training_start, record.training_end
         return Run(
             record=record,
             log=watching.log(),
             model=_archive(record, "model"),
             output=_archive(record, "output"),
             checkpoints=_sizes(self.home, config["S3Uri"]) if config else {},
-            changes=json.loads(changes.read_bytes()) if changes.exists() else {},
-            seconds=_training_seconds(record) if started and ended else 0.0,
+            changes=evidence.get("changes", {}),
+            seconds=_seconds(record, evidence),
             stopped_after=watching.stopped_after,
             failure_file=(read_failure(tree) or b"").decode(errors="replace").strip(),
             read=frozenset(_read(tree / "checkpoints")),
@@ -209,13 +207,21 @@ def _redirected(request: JsonObject, scenario: str) -> JsonObject:
     return found
 
 
-def _training_seconds(record: JobRecord) -> float:
-    """How long its hosts lived: the phases Training and Stopping."""
+def _seconds(record: JobRecord, evidence: JsonObject) -> float:
+    """How long its first host ran: as its engine tells it, else as long as the phases Training and Stopping."""
+    if evidence:
+        return max(_epoch(evidence["finished"]) - _epoch(evidence["started"]), 0.0)
     return sum(
         (item.end or item.start) - item.start
         for item in record.transitions
         if item.status in ("Training", "Stopping")
     )
+
+
+def _epoch(told: str) -> float:
+    """Docker's times have nanoseconds, which Python 3.10 can't read."""
+    whole, _, fraction = told.rstrip("Z").partition(".")
+    return datetime.fromisoformat(f"{whole}+00:00").timestamp() + float(f"0.{fraction or 0}")
 
 
 def _tail(path: Path) -> str:

@@ -15,7 +15,8 @@ __all__ = ["Scenario"]
 class Scenario:
     """One or more jobs that follow one another, and the findings of them."""
 
-    name: str
+    names: tuple[str, ...]
+    """By which it can be asked for."""
     title: str
     """For people who wait."""
     run: Callable[[Runner], tuple[Run, ...]]

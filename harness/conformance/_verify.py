@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Final
@@ -19,7 +19,10 @@ from harness.conformance._subject import Subject, find_subject
 from harness.home import Home
 from harness.model import Spec
 
-__all__ = ["verify"]
+__all__ = ["SCENARIOS", "verify"]
+
+SCENARIOS: Final = ("values", "fail", "term", "resume", "alone", "hosts")
+"""What can be asked for by name."""
 
 _NOTHING: Final[Mapping[str, str]] = {}
 _NO_CHANNELS: Final[Mapping[str, Path]] = {}
@@ -34,6 +37,7 @@ def verify(
     engine: str | None = None,
     grace: float = 10.0,
     most: float = 60.0,
+    only: Collection[str] = (),
     home: Home | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Report:
@@ -49,6 +53,7 @@ def verify(
         engine: "docker" or "sandbox", for a spec.
         grace: seconds between SIGTERM and SIGKILL.
         most: seconds after which a run of somebody's own program is stopped.
+        only: names of scenarios (`SCENARIOS`); empty: all. The program is started in any case.
         progress: gets a few words for each thing that is done.
 
     Raises:
@@ -71,7 +76,7 @@ def verify(
         )
         findings = [] if found.image is None else list(static_findings(found, found.image))
         runner = Runner(throwaway, found.spec)
-        findings += _dynamic(found, runner, most, progress)
+        findings += _dynamic(found, runner, most, only, progress)
         return Report(
             subject=subject,
             image=found.image.name if found.image else None,
@@ -83,32 +88,33 @@ def verify(
 
 
 def _dynamic(
-    subject: Subject, runner: Runner, most: float, progress: Callable[[str], None]
+    subject: Subject, runner: Runner, most: float, only: Collection[str], progress: Callable[[str], None]
 ) -> Iterable[Finding]:
     if subject.probed:
-        return _side_by_side(runner, probed_scenarios(subject.spec.local.stop_grace), progress)
+        return _side_by_side(runner, probed_scenarios(subject.spec.local.stop_grace), only, progress)
     progress(f"running {subject.program} as it is")
     base = start(runner, most)
     findings = list(judge_start(subject, base))
     if base.status != "Failed":
-        findings += _side_by_side(runner, own_scenarios(subject, base, most), progress)
+        findings += _side_by_side(runner, own_scenarios(subject, base, most), only, progress)
     return findings
 
 
 def _side_by_side(
-    runner: Runner, scenarios: tuple[Scenario, ...], progress: Callable[[str], None]
+    runner: Runner, scenarios: tuple[Scenario, ...], only: Collection[str], progress: Callable[[str], None]
 ) -> list[Finding]:
     """The findings in the scenarios' order, whatever ends first."""
-    findings: dict[str, list[Finding]] = {}
-    with ThreadPoolExecutor(max_workers=len(scenarios), thread_name_prefix="verify") as pool:
+    scenarios = tuple(each for each in scenarios if not only or set(each.names) & set(only))
+    findings: dict[tuple[str, ...], list[Finding]] = {}
+    with ThreadPoolExecutor(max_workers=max(len(scenarios), 1), thread_name_prefix="verify") as pool:
         running = {pool.submit(scenario.run, runner): scenario for scenario in scenarios}
         progress(f"running: {', '.join(scenario.title for scenario in scenarios)}")
         for future in as_completed(running):
             scenario = running.pop(future)
-            findings[scenario.name] = list(scenario.judge(future.result()))
+            findings[scenario.names] = list(scenario.judge(future.result()))
             if running:
                 progress(f"still running: {', '.join(scenario.title for scenario in running.values())}")
-    return [finding for scenario in scenarios for finding in findings[scenario.name]]
+    return [finding for scenario in scenarios for finding in findings[scenario.names]]
 
 
 def _silence(sentence: str) -> None:

@@ -280,5 +280,5 @@ class Preparation:
             network_interface=plan.network_interface,
             python=plan.python,
             prepend=prepend,
-            changes=job.directory / f"changes-{host}.json" if job.spec.local.evidence else None,
+            evidence=job.directory / f"evidence-{host}.json" if job.spec.local.evidence else None,
         )
