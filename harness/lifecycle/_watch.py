@@ -213,7 +213,8 @@ class Watch:
         elif request is StopRequest.STOP:
             self._begin(StopCause.USER, self._grace)
         elif (cause := self._limits()) is not None:
-            self._begin(cause, self._grace)
+            hopeless = cause == StopCause.DATA
+            self._begin(cause, min(self._grace, _PEER_DELAY) if hopeless else self._grace)
         elif self._first_failure_at is not None and now >= self._first_failure_at + _PEER_DELAY:
             self._begin(StopCause.PEER, min(self._grace, _PEER_DELAY))
         ladder = self._ladder
