@@ -18,7 +18,7 @@ def statuses(record: JobRecord) -> list[str]:
 
 
 def test_completed(run: Submit, engine_name: str) -> None:
-    """# contract: F1, F2, F3, G3, G5"""
+    """# contract: F1, F2, F3, F6, G3, G5"""
     job = run(
         """
         import os, pathlib

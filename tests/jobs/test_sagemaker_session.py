@@ -226,7 +226,7 @@ def test_what_is_not_answered_says_so(estimator: Callable[..., Any], session: An
         client.create_training_job(TrainingJobName=3)
     made = estimator(hyperparameters={"epochs": 0})
     made.fit({"training": f"file://{data}"}, wait=False)
-    with pytest.raises(client.exceptions.ResourceInUse):
+    with pytest.raises(client.exceptions.ResourceInUse):  # contract: K23
         made.fit({"training": f"file://{data}"}, job_name=made.latest_training_job.name, wait=False)
     made.latest_training_job.wait(logs="None")
     with pytest.raises(ClientError, match="UnknownOperationException"):
