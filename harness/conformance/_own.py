@@ -10,9 +10,10 @@ from typing import Final
 from harness.conformance._finding import Finding, failed, not_checked, passed, warned
 from harness.conformance._judge import last_words, said_failure, seconds, strayed
 from harness.conformance._probed import UNUSUAL
-from harness.conformance._run import BUCKET, Run, Runner, Watching
+from harness.conformance._run import Run, Runner, Watching
 from harness.conformance._scenario import Scenario
 from harness.conformance._subject import Subject, isolated
+from harness.conformance._words import BUCKET
 from harness.model import JsonObject, Spec
 
 __all__ = ["judge_start", "own_scenarios", "start"]

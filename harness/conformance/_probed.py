@@ -9,9 +9,10 @@ from typing import Any, Final
 
 from harness.conformance._finding import Finding, failed, not_checked, passed, warned
 from harness.conformance._judge import last_words, seconds, strayed
-from harness.conformance._run import BUCKET, Run, Runner, Watching
+from harness.conformance._run import Run, Runner, Watching
 from harness.conformance._scenario import Scenario
 from harness.conformance._subject import isolated
+from harness.conformance._words import BUCKET
 from harness.model import JsonObject
 
 __all__ = ["UNUSUAL", "probed_scenarios"]

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from harness._values import dataclass
+from harness.conformance._words import BUCKET
 from harness.errors import HarnessError
 from harness.home import Home
 from harness.model import JsonObject, Plan, Spec
@@ -23,10 +24,8 @@ from harness.outputs import read_failure
 from harness.store import JobRecord, Store
 from harness.targets import local
 
-__all__ = ["BUCKET", "Run", "Runner", "Watching", "change"]
+__all__ = ["Run", "Runner", "Watching", "change"]
 
-BUCKET: Final = "harness-verify"
-"""Where outputs and checkpoints go, whatever the spec says."""
 _POLL: Final = 0.03
 _LIMIT: Final = 1 << 20
 

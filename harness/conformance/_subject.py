@@ -5,17 +5,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import posixpath
-import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from harness._values import dataclass
+from harness.conformance._words import lay_out, training_spec
 from harness.engines.image_facts import ImageFacts, look
 from harness.errors import UsageError
 from harness.home import Home
-from harness.model import JsonObject, LocalOptions, Spec
+from harness.model import JsonObject, Spec
 from harness.targets import local
 
 __all__ = ["DRIVERS", "PACKAGES", "PROBE", "Subject", "find_subject", "has_toolkit", "isolated"]
@@ -31,8 +31,6 @@ DRIVERS: Final = tuple(
 )
 """Libraries of the NVIDIA driver; CUDA's own compatibility package has them elsewhere."""
 _SPECS: Final = (".toml", ".json", ".yaml", ".yml")
-_ROLE: Final = "arn:aws:iam::111122223333:role/Verify"
-_TYPE: Final = "ml.m5.large"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +92,7 @@ def find_subject(
             f"an image is verified in docker; the sandbox has none. Or is {named} a spec that isn't there?"
         )
     image = look(named, programs=_PROGRAMS, paths=(*DRIVERS, PACKAGES), owner=home.root.name)
-    options = LocalOptions(engine="docker", gpus="none", stop_grace=grace, images={"*": named})
+    options = {"engine": "docker", "gpus": "none", "stop_grace": grace, "images": {"*": named}}
     if has_toolkit(image) and not hyperparameters and not channels:
         return _probed(named, home, image, options)
     return _own(named, image, options, hyperparameters, channels)
@@ -118,77 +116,42 @@ def _of_spec(named: str, home: Home, spec: Spec, grace: float) -> Subject:
     )
 
 
-def _probed(named: str, home: Home, image: ImageFacts, options: LocalOptions) -> Subject:
+def _probed(named: str, home: Home, image: ImageFacts, local: JsonObject) -> Subject:
     """Our probe as the toolkit's script, with a channel of each mode that an image could trip over."""
-    from harness.spec import TrainingSpec
-
     code = home.root / "probe"
     code.mkdir()
     shutil.copy(PROBE, code / "probe.py")
-    data = home.root / "data"
-    for channel in ("training", "fast"):
-        (data / channel / "below").mkdir(parents=True)
-        (data / channel / "a b.txt").write_text(f"{channel} 1")
-        (data / channel / "below/ü.txt").write_text(f"{channel} 2")
-    spec = TrainingSpec(
-        name="verify",
-        role=_ROLE,
-        image_uri=_uri(named),
-        entry_point="probe.py",
-        source_dir=str(code),
-        instance_type=_TYPE,
-        instance_count=1,
-        output_path="s3://harness-verify/output",
-        max_run=600,
-        environment={"VERIFY_BLANKS": "two  blanks", "VERIFY_QUOTES": '"it\'s" $HOME ünï\nline'},
-        inputs={
-            "training": str(data / "training"),
-            "fast": {"s3_data": str(data / "fast"), "input_mode": "FastFile"},
-        },
-    ).compile(local=_table(options))
-    return Subject(named=named, spec=spec, image=image, program="the probe", probed=True)
-
-
-def _table(options: LocalOptions) -> dict[str, Any]:
-    """The options as a spec's `[local]` has them."""
-    return {
-        "engine": options.engine,
-        "gpus": options.gpus,
-        "stop_grace": options.stop_grace,
-        "images": dict(options.images),
+    data = {
+        channel: lay_out(
+            home.root / "data" / channel, {"a b.txt": f"{channel} 1", "below/ü.txt": f"{channel} 2"}
+        )
+        for channel in ("training", "fast")
     }
+    words = {
+        "entry_point": "probe.py",
+        "source_dir": str(code),
+        "environment": {"VERIFY_BLANKS": "two  blanks", "VERIFY_QUOTES": '"it\'s" $HOME ünï\nline'},
+        "inputs": {
+            "training": str(data["training"]),
+            "fast": {"s3_data": str(data["fast"]), "input_mode": "FastFile"},
+        },
+    }
+    spec = training_spec(named, words, channels={}, local=local)
+    return Subject(named=named, spec=spec, image=image, program="the probe", probed=True)
 
 
 def _own(
     named: str,
     image: ImageFacts,
-    options: LocalOptions,
+    local: JsonObject,
     hyperparameters: Mapping[str, str],
     channels: Mapping[str, Path],
 ) -> Subject:
     """The image's own program, as it is."""
-    from harness.spec import compile_table
-
-    spec = compile_table(
-        {
-            "name": "verify",
-            "role": _ROLE,
-            "image_uri": _uri(named),
-            "instance_type": _TYPE,
-            "instance_count": 1,
-            "output_path": "s3://harness-verify/output",
-            "max_run": 600,
-            "hyperparameters": dict(hyperparameters),
-            "inputs": {name: str(path.absolute()) for name, path in channels.items()},
-            "local": _table(options),
-        },
-        origin=named,
-        base=Path.cwd(),
-    )
     words: Sequence[str] = (*image.entrypoint, "train")
     return Subject(
         named=named,
-        spec=spec,
+        spec=training_spec(named, {"hyperparameters": dict(hyperparameters)}, channels=channels, local=local),
         image=image,
         program=posixpath.basename(words[0]) if len(words) == 1 else " ".join(words),
         probed=False,
@@ -209,9 +172,3 @@ def isolated(spec: Spec) -> Spec:
             "sagemaker_submit_directory": json.dumps(place),
         }
     return dataclasses.replace(spec, request=request)
-
-
-def _uri(named: str) -> str:
-    """AWS's name of the image; a local name that AWS would refuse gets a registry in front of it."""
-    plain = re.sub(r"[^a-zA-Z0-9._/:@-]", "-", named)
-    return plain if "/" in plain else f"111122223333.dkr.ecr.us-east-1.amazonaws.com/{plain}"
