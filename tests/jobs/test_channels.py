@@ -225,9 +225,8 @@ def test_data_that_cannot_be_read_ends_the_job(submit: Submit, tmp_path: Path) -
     assert job.archive() == {"saved/weights": b""}  # contract: F6
 
 
-def test_kill_9_of_the_supervisor_ends_the_attempt(
-    submit: Submit, objects: ObjectStore, engine_name: str
-) -> None:
+@pytest.mark.docker
+def test_kill_9_of_the_supervisor_ends_the_attempt(submit: Submit, objects: ObjectStore) -> None:
     """What fed the channels dies with it; no script goes on with half an epoch. contract: G21"""
     for number in range(2000):
         objects.put_bytes(f"s3://b/many/{number:04}", b"x" * 1000)
@@ -247,7 +246,7 @@ def test_kill_9_of_the_supervisor_ends_the_attempt(
     )
     job = submit(
         script,
-        engine=engine_name,
+        engine="docker",
         inputs={"training": s3("s3://b/many/", input_mode="Pipe")},
         checkpoint_s3_uri="s3://b/checkpoints/",
         max_retry_attempts=1,
