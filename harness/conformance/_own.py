@@ -24,6 +24,11 @@ _CHECKPOINTS: Final = f"s3://{BUCKET}/checkpoints/own/"
 _UNKNOWN: Final = re.compile(
     r"unrecognized|unknown|unexpected|not recognized|no such option|extra fields", re.IGNORECASE
 )
+_MENDING: Final = {
+    True: "save checkpoints as you go; or start the script by ContainerEntrypoint, as process 1",
+    False: "handle SIGTERM in process 1 (signal.signal(signal.SIGTERM, …)), and start it without a shell, or by `exec`",
+}
+"""Whether AWS's toolkit is process 1 → how SIGTERM gets to where it is wanted."""
 _NO_TOOLKIT: Final = re.compile(r"KeyError: 'SM_|SM_[A-Z_]+.{0,40}(?:not set|missing|undefined)")
 
 
@@ -63,6 +68,15 @@ def _did_not_start(subject: Subject, run: Run) -> Finding:
             check,
             f"the program wants SM_* variables ({last_words(run)}), and the platform sets none: they are the toolkit's.",
             "pip install sagemaker-training in the image, or read /opt/ml/input/config instead",
+        )
+    user = subject.image.user.partition(":")[0] if subject.image else ""
+    if user not in ("", "root", "0") and "ermission denied" in run.log:
+        return failed(
+            "B5",
+            check,
+            f"{user}, the image's USER, may not do what it must ({last_words(run)}): /opt/ml is root's, and nobody else "
+            "can read /opt/ml/input/config.",
+            "drop USER from the Dockerfile; let `train` give up root's rights itself, once it has read its configuration",
         )
     told = f"{subject.program} ended with exit code {run.exit_code}: {run.reason or last_words(run)}"
     if subject.named.endswith((".toml", ".json", ".yaml", ".yml")):
@@ -132,7 +146,7 @@ def own_scenarios(subject: Subject, base: Run, most: float) -> tuple[Scenario, .
             names=("term",),
             title="SIGTERM",
             run=lambda runner: _stopped(runner, base),
-            judge=lambda runs: _judge_stopped(subject, runs),
+            judge=lambda runs: _judge_stopped(subject, base, runs),
         ),
         Scenario(
             names=("resume",),
@@ -173,7 +187,7 @@ def _judge_unusual(runs: tuple[Run, ...]) -> Iterator[Finding]:
         return
     (plain,) = rest
     if _UNKNOWN.search(plain.log) and "harness-text" in plain.log:
-        yield not_checked("C1", check, f"it refuses hyperparameters that it doesn't know ({last_words(plain)}).",
+        yield not_checked("C1", check, f"it refuses hyperparameters that it doesn't know: {_why(plain)}.",
                           "nothing, if that is meant; the SDKs add some of their own (K4)")  # fmt: skip
     elif plain.status == "Failed":
         yield failed(
@@ -268,7 +282,7 @@ def _stopped(runner: Runner, base: Run) -> tuple[Run, ...]:
     return (runner.run("term", act=_after(_at(base))),)
 
 
-def _judge_stopped(subject: Subject, runs: tuple[Run, ...]) -> Iterator[Finding]:
+def _judge_stopped(subject: Subject, base: Run, runs: tuple[Run, ...]) -> Iterator[Finding]:
     """contract: G9, G10"""
     check = "SIGTERM within the grace"
     (run,) = runs
@@ -277,7 +291,15 @@ def _judge_stopped(subject: Subject, runs: tuple[Run, ...]) -> Iterator[Finding]
         yield not_checked("G9", check, f"it ended after {seconds(run.seconds)}, before it could be stopped.")
         return
     took = max(run.seconds - run.stopped_after, 0.0)
-    if not run.killed:
+    if not run.killed and base.status == "Completed" and run.seconds > 0.9 * base.seconds:
+        yield warned(
+            "G10" if subject.toolkit else "G9",
+            check,
+            f"SIGTERM changed nothing: it ran on to its end, {seconds(took)} later. One that has more to do is killed "
+            "after 120 s in the cloud.",
+            _MENDING[subject.toolkit],
+        )
+    elif not run.killed:
         kept = f"; what it had saved is in model.tar.gz: {_names(run.model)}" if run.model else ""
         yield passed(
             "G9", check, f"it ended {seconds(took)} after SIGTERM, with exit code {run.exit_code}{kept}."
@@ -288,14 +310,14 @@ def _judge_stopped(subject: Subject, runs: tuple[Run, ...]) -> Iterator[Finding]
             check,
             f"SIGTERM doesn't reach the script: AWS's toolkit, process 1, keeps it. It was killed after {grace:.0f} s "
             "(120 s in the cloud).",
-            "save checkpoints as you go; or start the script by ContainerEntrypoint, as process 1",
+            _MENDING[True],
         )
     else:
         yield failed(
             "G9",
             check,
             f"it ignored SIGTERM and was killed after {grace:.0f} s (120 s in the cloud): what it had not saved is lost.",
-            "handle SIGTERM in process 1 (signal.signal(signal.SIGTERM, …)), and start it without a shell, or by `exec`",
+            _MENDING[False],
         )
 
 

@@ -30,7 +30,7 @@ def place(home: Home) -> Iterator[Home]:
     Whoever dies in it leaves a lock that is free: the next one cleans up after it.
     """
     sweep(home)
-    root = _below(home) / secrets.token_hex(4)
+    root = home.verify / secrets.token_hex(4)
     root.mkdir(parents=True)
     lock = os.open(root / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
@@ -44,7 +44,7 @@ def place(home: Home) -> Iterator[Home]:
 def sweep(home: Home) -> list[str]:
     """Remove the places of processes that were killed; their names."""
     removed = []
-    for root in sorted(_below(home).glob("*")):
+    for root in sorted(home.verify.glob("*")):
         try:
             lock = os.open(root / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError:
@@ -57,10 +57,6 @@ def sweep(home: Home) -> list[str]:
         finally:
             os.close(lock)
     return removed
-
-
-def _below(home: Home) -> Path:
-    return home.root / "verify"
 
 
 def _remove(root: Path) -> None:

@@ -166,6 +166,15 @@ def test_who_wants_types_and_has_a_shell_before_it(build: Callable[..., str], ho
     assert "JSONDecodeError" in broken(report)["C1"].what
 
 
+def test_who_is_not_root(build: Callable[..., str], home: Path) -> None:
+    # contract: A19, B5
+    report = verify(build(GOOD, "USER nobody"), home)
+
+    assert set(broken(report)) == {"B5"}
+    assert "nobody, the image's USER, may not do what it must" in broken(report)["B5"].what
+    assert "A19" in {finding.clause for finding in report.of(Level.WARN)}
+
+
 def test_the_example_image_keeps_the_contract(home: Path, tmp_path: Path) -> None:
     # contract: A9, A10, A13
     client = docker.from_env()
