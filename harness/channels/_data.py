@@ -118,7 +118,7 @@ class Finder:
         return View(bucket=bucket, base=prefix, names=names, directory=directory, warnings=warnings)
 
     def manifest(self, uri: str, channel: str, *, fast: bool) -> Data:
-        """ManifestFile: the objects that a JSON array names (contract: E18), at `<channel>/<suffix>` (E19)."""
+        """ManifestFile: the objects that a JSON array names, at `<channel>/<suffix>` (contract: E18, E19)."""
         del fast  # refused before
         start, suffixes = _read_manifest(self._manifest_bytes(uri, channel), uri, channel)
         bucket, base = parse_uri(start)

@@ -49,7 +49,7 @@ class Library:
             if stream.attributes:
                 self._augmented(stream, host, epoch, writer, pace)
                 return
-            for number in share(stream, host, epoch, len(stream.sources)):
+            for number in share(stream, host, epoch, len(stream.sources)):  # contract: E14
                 self._object(stream, stream.sources[number], writer, pace)
         except OSError as error:
             if isinstance(error, BrokenPipeError):

@@ -63,7 +63,7 @@ class Preparation:
         return self._prepared(dict.fromkeys(self._hosts, ()))
 
     def fresh(self, gpus: tuple[Gpu, ...]) -> Prepared:
-        """Everything anew: channels staged, code extracted, checkpoints restored (contract: B9, F12)."""
+        """Everything anew: channels staged, code extracted, checkpoints restored (contract: B9, E31, F12)."""
         job = self._job
         shares = self._share(gpus)
         remove_tree(self._root)

@@ -624,3 +624,26 @@ def test_every_part_of_the_plan_is_in_the_json(box: Box) -> None:
     }  # fmt: skip
     for field in (*dataclasses.fields(Plan), *dataclasses.fields(FieldTreatment)):
         assert renamed.get(field.name, field.name) in told, field.name
+
+
+@pytest.mark.parametrize(
+    ("local", "words"),
+    [
+        ({}, []),
+        (
+            {"s3_latency_ms": 20.0, "s3_throughput_mbps": 800.0},
+            [
+                "Channels in File and Pipe mode come at the pace that [local] gives: 20 ms for each object and 800 Mbit/s to each host.",
+                "FastFile is not slowed down: fast is read at this machine's own speed.",
+            ],
+        ),
+    ],
+)
+def test_notes_on_the_pace_of_s3(box: Box, local: dict[str, Any], words: list[str]) -> None:
+    def channel(name: str, **more: Any) -> dict[str, Any]:
+        source = {"S3DataType": "S3Prefix", "S3Uri": "s3://b/x/"}
+        return {"ChannelName": name, "DataSource": {"S3DataSource": source}, **more}
+
+    inputs = [channel("a"), channel("b", InputMode="Pipe"), channel("fast", InputMode="FastFile")]
+    made = plan.make(spec(local, InputDataConfig=inputs), box())
+    assert [note for note in made.notes if "pace" in note or "FastFile" in note] == words
