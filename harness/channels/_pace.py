@@ -9,10 +9,12 @@ from typing import Final
 
 from harness.model import LocalOptions
 
-__all__ = ["PARALLEL", "Pace", "download_seconds"]
+__all__ = ["PARALLEL", "Pace", "download_seconds", "listing_seconds"]
 
 PARALLEL: Final = 16
 """Objects that a download of File mode has under way at once; nobody outside of AWS knows the number."""
+_LISTED: Final = 1000
+"""Objects in one answer to ListObjectsV2."""
 _STEP: Final = 0.02
 """Seconds between two pieces of a stream that is slowed down."""
 _BURST: Final = 0.1
@@ -56,3 +58,8 @@ def download_seconds(local: LocalOptions, objects: int, size: int) -> float:
     """How long the download of that much to one host takes at the pace that `local` gives."""
     latency = local.s3_latency_ms / 1000 * -(-objects // PARALLEL)
     return latency + (size * 8 / (local.s3_throughput_mbps * 1e6) if local.s3_throughput_mbps else 0)
+
+
+def listing_seconds(local: LocalOptions, objects: int) -> float:
+    """How long it takes to learn which objects there are: a request for each thousand (contract: E10)."""
+    return local.s3_latency_ms / 1000 * -(-objects // _LISTED)

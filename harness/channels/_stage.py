@@ -16,7 +16,7 @@ from harness.channels._modes import (
     stage_pipe,
     stage_view,
 )
-from harness.channels._pace import download_seconds
+from harness.channels._pace import download_seconds, listing_seconds
 from harness.channels._snapshots import Snapshots
 from harness.errors import ClientError
 from harness.model import JsonObject, LocalOptions, Upload
@@ -157,22 +157,17 @@ def _pace(
     began: float,
     progress: Progress | None,
 ) -> None:
-    """Wait until a download at `local`'s pace would be through: hosts download side by side."""
-    loads = {
-        host: [channel for channel in channels if channel.mode == "File" and channel.manifest is not None]
-        for host, channels in staged.items()
-    }
-    slowest = max(
-        (
-            download_seconds(local, sum(c.files for c in channels), sum(c.size for c in channels))
-            for channels in loads.values()
-        ),
-        default=0.0,
-    )
-    total = max((sum(channel.size for channel in channels) for channels in loads.values()), default=0)
-    while (left := began + slowest - time.monotonic()) > 0:
+    """Wait until listings and downloads at `local`'s pace would be through: hosts get theirs side by side."""
+    seconds, total = 0.0, 0
+    for channels in staged.values():
+        files = [channel for channel in channels if channel.mode == "File" and channel.distribution]
+        size = sum(channel.size for channel in files)
+        listings = sum(listing_seconds(local, channel.files) for channel in channels)
+        loading = download_seconds(local, sum(channel.files for channel in files), size)
+        seconds, total = max(seconds, listings + loading), max(total, size)
+    while (left := began + seconds - time.monotonic()) > 0:
         if progress is not None:
-            progress(int(total * (1 - left / slowest)), total, "downloading at the pace of [local] s3_…")
+            progress(int(total * (1 - left / seconds)), total, "downloading at the pace of [local] s3_…")
         time.sleep(min(left, _STEP))
 
 

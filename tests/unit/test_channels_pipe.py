@@ -595,6 +595,7 @@ def test_file_mode_takes_as_long_to_download(place: Place) -> None:
     assert staged("File") < 0.5
     assert staged("File", s3_latency_ms=250) >= 0.5  # 16 at a time
     assert staged("File", s3_throughput_mbps=0.512) >= 0.5
+    assert staged("FastFile", s3_latency_ms=300) >= 0.3  # one listing
     assert any("pace" in what for _, _, what in told)
 
 
