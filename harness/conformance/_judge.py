@@ -44,7 +44,7 @@ def said_failure(run: Run) -> str | None:
         last = found.tracebacks[-1]
         return f"{last.type}: {last.message.splitlines()[0] if last.message else ''}".rstrip(": ")
     if run.failure_file:
-        return f"/opt/ml/output/failure: {run.failure_file[:150]}"
+        return f"/opt/ml/output/failure: {' '.join(run.failure_file.split())[:200]}"
     return None
 
 

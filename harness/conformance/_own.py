@@ -29,6 +29,8 @@ _MENDING: Final = {
     False: "handle SIGTERM in process 1 (signal.signal(signal.SIGTERM, …)), and start it without a shell, or by `exec`",
 }
 """Whether AWS's toolkit is process 1 → how SIGTERM gets to where it is wanted."""
+_TELLING: Final = 10
+"""Lines of output from which on their number tells how far a program got."""
 _NO_TOOLKIT: Final = re.compile(r"KeyError: 'SM_|SM_[A-Z_]+.{0,40}(?:not set|missing|undefined)")
 
 
@@ -186,9 +188,14 @@ def _judge_unusual(runs: tuple[Run, ...]) -> Iterator[Finding]:
                      "don't disturb it.")  # fmt: skip
         return
     (plain,) = rest
-    if _UNKNOWN.search(plain.log) and "harness-text" in plain.log:
-        yield not_checked("C1", check, f"it refuses hyperparameters that it doesn't know: {_why(plain)}.",
-                          "nothing, if that is meant; the SDKs add some of their own (K4)")  # fmt: skip
+    unknown = next((line.strip() for line in plain.log.splitlines() if _UNKNOWN.search(line)), None)
+    if plain.status == "Failed" and unknown is not None and "harness-text" in plain.log:
+        yield not_checked(
+            "C1",
+            check,
+            f"it refuses hyperparameters that it doesn't know ({unknown[:150]}).",
+            "nothing, if that is meant; the SDKs add some of their own (K4)",
+        )
     elif plain.status == "Failed":
         yield failed(
             "C1",
@@ -291,7 +298,7 @@ def _judge_stopped(subject: Subject, base: Run, runs: tuple[Run, ...]) -> Iterat
         yield not_checked("G9", check, f"it ended after {seconds(run.seconds)}, before it could be stopped.")
         return
     took = max(run.seconds - run.stopped_after, 0.0)
-    if not run.killed and base.status == "Completed" and run.seconds > 0.9 * base.seconds:
+    if not run.killed and _ran_on(base, run):
         yield warned(
             "G10" if subject.toolkit else "G9",
             check,
@@ -319,6 +326,14 @@ def _judge_stopped(subject: Subject, base: Run, runs: tuple[Run, ...]) -> Iterat
             f"it ignored SIGTERM and was killed after {grace:.0f} s (120 s in the cloud): what it had not saved is lost.",
             _MENDING[False],
         )
+
+
+def _ran_on(base: Run, run: Run) -> bool:
+    """Whether it did all that it does undisturbed: it printed as much, or ran as long."""
+    if base.status != "Completed" or run.exit_code != base.exit_code:
+        return False
+    lines, whole = run.log.count("\n"), base.log.count("\n")
+    return lines >= whole if whole >= _TELLING else run.seconds > 0.9 * base.seconds
 
 
 # --------------------------------------------------------------------------------- resumption
