@@ -25,6 +25,8 @@ from harness.objects import ObjectStore
 __all__ = ["Feeder"]
 
 _PATIENCE: Final = 10.0
+_PACKAGES: Final = str(Path(__file__).parents[2])
+"""Where this package is: it may be used without having been installed."""
 
 
 class Feeder:
@@ -150,6 +152,8 @@ class Feeder:
                 stdout=subprocess.PIPE,
                 pass_fds=(number, *self._directories.values()),
                 cwd="/",
+                env=os.environ
+                | {"PYTHONPATH": os.pathsep.join(filter(None, (_PACKAGES, os.environ.get("PYTHONPATH"))))},
                 start_new_session=True,  # Ctrl-C is for the command line
             )
 

@@ -19,7 +19,7 @@ __all__ = ["Writer", "fifo_name", "make_fifo", "open_epoch"]
 _SIZE: Final = 1 << 20
 """What a FIFO holds, if this user may have so much: of a slow reader's data no more is ever underway."""
 _MOST: Final = 8 << 20
-_LOOK: Final = (0.0005, 0.02)
+_LOOK: Final = (0.0005, 0.1)
 """Seconds between two looks whether the reader has closed: at first, and when it takes its time."""
 _NO_SPLICE: Final = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
 

@@ -64,7 +64,7 @@ class Library:
     def _augmented(self, stream: Stream, host: str, epoch: int, writer: Writer, pace: Pace) -> None:
         """The attributes of each line, in the order of AttributeNames (contract: E21)."""
         source = stream.sources[0]
-        with _local_copy(source, self._remote()) as file:
+        with self._local_copy(source) as file:
             lines = _augmented.offsets(file)
             pace.first_byte()
             for number in share(stream, host, epoch, len(lines)):
@@ -106,9 +106,8 @@ class Library:
                 os.close(descriptor)
         else:
             assert source.remote is not None
-            remote = self._remote()
-            assert remote is not None
-            self._chunks(stream, source, remote.stream(source.remote), source.remote.size, writer)
+            chunks = self._remote().stream(source.remote)
+            self._chunks(stream, source, chunks, source.remote.size, writer)
 
     def _chunks(
         self, stream: Stream, source: Source, chunks: Iterator[bytes], size: int | None, writer: Writer
@@ -131,9 +130,26 @@ class Library:
                 rest = _Rest(_pieces(spool))
                 _wrap(size, writer, lambda count: rest.send(writer, count))
 
-    def _remote(self) -> RemoteS3 | None:
-        with self._lock:  # opened at the first need
-            return self._finder.remote
+    @contextlib.contextmanager
+    def _local_copy(self, source: Source) -> Iterator[IO[bytes]]:
+        """The object as a file to seek in."""
+        if source.location is not None:
+            with open(source.location, "rb") as file:  # noqa: PTH123
+                yield file
+            return
+        assert source.remote is not None
+        with tempfile.TemporaryFile() as copy:
+            for chunk in self._remote().stream(source.remote):
+                copy.write(chunk)
+            copy.seek(0)
+            yield copy
+
+    def _remote(self) -> RemoteS3:
+        """Real S3, opened at the first need."""
+        with self._lock:
+            remote = self._finder.remote
+        assert remote is not None  # the object was listed there
+        return remote
 
 
 class _Rest:
@@ -212,19 +228,3 @@ def _decompressed(chunks: Iterator[bytes], source: Source, channel: str) -> Iter
             data = inflate.unused_data if inflate.eof else b""
     if started and not inflate.eof:
         raise bad("it ends too early")
-
-
-@contextlib.contextmanager
-def _local_copy(source: Source, remote: RemoteS3 | None) -> Iterator[IO[bytes]]:
-    """The object as a file to seek in."""
-    if source.location is not None:
-        with open(source.location, "rb") as file:  # noqa: PTH123
-            yield file
-        return
-    assert source.remote is not None
-    assert remote is not None
-    with tempfile.TemporaryFile() as file:
-        for chunk in remote.stream(source.remote):
-            file.write(chunk)
-        file.seek(0)
-        yield file

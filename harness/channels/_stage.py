@@ -63,13 +63,14 @@ def stage(
     finder = Finder(uploads=uploads, objects=objects, local=local, region=region, client=s3)
     snapshots = Snapshots(cache)
     staged: dict[str, list[StagedChannel]] = {name: [] for name in hosts}
+    _refuse_clashes(request)
     for channel in request.get("InputDataConfig") or ():
         source = channel["DataSource"]
         wanted = (source.get("S3DataSource") or {}).get("InstanceGroupNames")
         members = [
             name for name in names if not wanted or (groups or {}).get(name, _HOMOGENEOUS) in wanted
         ]  # contract: E25
-        mode = channel.get("InputMode") or request["AlgorithmSpecification"]["TrainingInputMode"]
+        mode = _mode(request, channel)
         if (file_system := source.get("FileSystemDataSource")) is not None:
             one = stage_file_system(channel, file_system, mode, local)
             shares = dict.fromkeys(members, one)
@@ -103,6 +104,26 @@ def _remember(job_dir: Path, staged: Mapping[str, Sequence[StagedChannel]]) -> N
     )
     job_dir.mkdir(parents=True, exist_ok=True)
     (job_dir / _USED).write_text(json.dumps(sources))
+
+
+def _mode(request: JsonObject, channel: JsonObject) -> str:
+    """contract: E1"""
+    mode: str = channel.get("InputMode") or request["AlgorithmSpecification"]["TrainingInputMode"]
+    return mode
+
+
+def _refuse_clashes(request: JsonObject) -> None:
+    """A directory can't have the name of another channel's FIFO (contract: E11)."""
+    channels = request.get("InputDataConfig") or ()
+    piped = {channel["ChannelName"] for channel in channels if _mode(request, channel) == "Pipe"}
+    for channel in channels:
+        name = channel["ChannelName"]
+        other, _, number = name.rpartition("_")
+        if name not in piped and other in piped and number.isdecimal():
+            raise ClientError(
+                f"the channel {name} can't be a directory: the Pipe channel {other} has its FIFO for epoch {number} "
+                "there; give one of them another ChannelName"
+            )
 
 
 def _s3(

@@ -226,6 +226,26 @@ def test_channels_are_independent(place: Place) -> None:
         assert place.read("training_1") == b"x" * 3_000_000
 
 
+def test_a_directory_in_the_place_of_a_fifo(place: Place) -> None:
+    place.put(a=b"x")
+    channels = channel(), channel("training_3", InputMode="File")
+    with pytest.raises(ClientError, match="training has its FIFO for epoch 3"), place.feeding(*channels):
+        pass
+    with place.feeding(channel(), channel("training_x", InputMode="File"), channel("training_3")):
+        assert place.read("training_3_0") == b"x"
+
+
+def test_a_reader_that_stays_delays_only_its_own_channel(place: Place) -> None:
+    place.put(a=b"x")
+    with place.feeding(channel(), channel("other")):
+        with (place.data() / "training_0").open("rb") as file:
+            assert file.read() == b"x"
+            for epoch in range(3):
+                assert place.read(f"other_{epoch}") == b"x"
+            assert not (place.data() / "training_1").exists()
+        assert place.read("training_1") == b"x"  # contract: E12, E13
+
+
 # --- what is in it
 
 
