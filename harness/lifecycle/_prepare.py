@@ -14,6 +14,7 @@ from harness.engines import remove_tree
 from harness.engines.images import standins_path
 from harness.errors import ClientError, InternalServerError
 from harness.lifecycle._capacity import MASTER_PORT, claim_port
+from harness.lifecycle._strict import machine_seed, see_that_it_fits
 from harness.model import Gpu, HostLaunch, JsonObject, Mount
 from harness.objects import ObjectStore
 from harness.store import HostRecord
@@ -82,6 +83,7 @@ class Preparation:
             groups={host.name: host.instance_group for host in job.plan.hosts},
         )
         for host in self._hosts:
+            see_that_it_fits(job, channels[host])
             self._write_host(host, objects, channels[host])
         job.store.merge_result(
             job.name,
@@ -207,6 +209,7 @@ class Preparation:
                 )
                 for channel in channels
             ],
+            clutter="clutter" in self._job.spec.local.strict_contract,
         )
 
     def _extract(self, uri: str, objects: ObjectStore, dest: Path) -> None:
@@ -227,7 +230,7 @@ class Preparation:
         plan = job.plan
         sandbox = plan.engine == "sandbox"
         gpus = prepared.gpus[host]
-        hostname = contract.ec2_hostname(job.hostname_seed, host, job.spec.region)
+        hostname = contract.ec2_hostname(machine_seed(job), host, job.spec.region)
         environment = contract.platform_environment(
             self._request, job_arn=job.spec.job_arn, region=job.spec.region, hostname=hostname, gpus=len(gpus)
         )
@@ -236,6 +239,8 @@ class Preparation:
             image_entrypoint: tuple[str, ...] | None = contract.toolkit_command(python)
             # There is no image, so its ENV is given here, below what the platform sets (contract: D13).
             own = contract.image_environment() | {"HARNESS_EXTRA_PATH": str(standins_path())}
+            if "shell_arguments" in job.spec.local.strict_contract:
+                own["HARNESS_TOOLKIT_SHELL"] = "1"  # contract: D29, D31
             if not self._isolated:
                 own["HARNESS_MASTER_PORT"] = str(self._port())
             environment = own | environment

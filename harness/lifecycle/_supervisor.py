@@ -40,6 +40,7 @@ from harness.lifecycle._keeper import Keeper
 from harness.lifecycle._owner import LOG, own, recover
 from harness.lifecycle._pause import Pause
 from harness.lifecycle._prepare import Preparation, Prepared, piped
+from harness.lifecycle._strict import staggered, tell_of_strictness
 from harness.lifecycle._watch import StopCause, Verdict, Watch
 from harness.model import ExitStatus, Gpu, Plan, Spec
 from harness.store import Progress, StopRequest, Store, from_json
@@ -269,7 +270,8 @@ class Supervisor:
         from concurrent.futures import ThreadPoolExecutor
 
         with ThreadPoolExecutor(max_workers=8, thread_name_prefix="start") as pool:
-            started = pool.map(engine.start, prepared.launches)
+            starting = staggered(self, prepared.launches, engine.start)
+            started = pool.map(starting, prepared.launches)
             return prepared, {host.name: host for host in started}
 
     def _tell_of_warmth(self) -> None:
@@ -437,6 +439,7 @@ class Supervisor:
                 problem = str(error)
         if problem is not None:
             self.note(f"something of the job is left ({problem}); `harness gc` will try to remove it")
+        tell_of_strictness(self, outcome.status)
         started = self.store.summary(self.name).training_start
         _end(
             self.store,
