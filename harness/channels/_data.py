@@ -112,6 +112,8 @@ class Finder:
         found = None if directory is None else names_below(directory, channel)
         if directory is None or found is None:
             return None
+        if place is None and directory.stat().st_mode & 0o555 != 0o555:
+            return None  # made under a umask that hides it from a host's ordinary user (contract: B6)
         names, warnings = found
         if not names or (place is None and not all_plain(names)):
             return None

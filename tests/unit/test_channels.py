@@ -561,7 +561,7 @@ def test_a_fast_file_channel_is_mounted_as_it_is(bench: Bench, tmp_path: Path) -
     assert not bench.cache.exists()
 
 
-@pytest.mark.parametrize("odd", ["key that is no file", "marker of no folder", "link", "sharded"])
+@pytest.mark.parametrize("odd", ["key that is no file", "marker of no folder", "link", "hidden", "sharded"])
 def test_fast_file_without_a_directory_of_just_these(bench: Bench, tmp_path: Path, odd: str) -> None:
     bench.put("data/a", "data/b")
     wanted, hosts, more = ["a", "b"], ["algo-1"], {}
@@ -576,6 +576,8 @@ def test_fast_file_without_a_directory_of_just_these(bench: Bench, tmp_path: Pat
         plant(tmp_path / "elsewhere", "c")
         (bench.objects.root / "b/data/linked").symlink_to(tmp_path / "elsewhere")
         wanted.append("linked/c")
+    elif odd == "hidden":
+        (bench.objects.root / "b/data").chmod(0o700)
     else:
         hosts, more = ["algo-1", "algo-2"], {"S3DataDistributionType": "ShardedByS3Key"}
     staged = bench.stage(s3("s3://b/data/", **more), mode="FastFile", hosts=hosts)

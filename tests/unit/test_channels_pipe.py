@@ -490,16 +490,20 @@ def test_an_object_that_is_gone(place: Place) -> None:
     assert feeder.problem() is error
 
 
-def test_something_else_in_the_place_of_a_fifo(place: Place) -> None:
+@pytest.mark.parametrize("other", ["link to a file", "link to a FIFO", "file"])
+def test_something_else_in_the_place_of_a_fifo(place: Place, other: str) -> None:
     place.put(a=b"data")
     secret = place.root / "secret"
-    secret.write_text("keep")
+    os.mkfifo(secret) if other == "link to a FIFO" else secret.write_text("keep")
     with place.feeding(channel()) as feeder:
         with (place.data() / "training_0").open("rb") as file:
             file.read()
-            (place.data() / "training_1").symlink_to(secret)
+            if other == "file":
+                (place.data() / "training_1").write_text("mine")
+            else:
+                (place.data() / "training_1").symlink_to(secret)
         assert "put something else in the place of /opt/ml/input/data/training_1" in str(problem(feeder))
-    assert secret.read_text() == "keep"
+    assert other == "link to a FIFO" or secret.read_text() == "keep"
 
 
 def feeders(parent: int | None = None) -> list[psutil.Process]:
