@@ -10,6 +10,7 @@ import tarfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import CancelledError
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
@@ -115,6 +116,11 @@ class Runner:
         self.spec = spec
         self.plan: Plan = local.make_plan(spec, home)
         self._slots = threading.Semaphore(side_by_side)
+        self._cancelled = threading.Event()
+
+    def cancel(self) -> None:
+        """Kill what runs, and start nothing more: whoever waits in `run` comes back soon."""
+        self._cancelled.set()
 
     def run(
         self,
@@ -146,13 +152,17 @@ class Runner:
             request=change(_redirected(base.request, scenario), {**changes, "TrainingJobName": name}),
             local=dataclasses.replace(base.local, evidence=True, warm=False),
         )
+        if self._cancelled.is_set():
+            raise CancelledError
         watching = Watching(self.home, name)
         local.submit(spec, home=self.home)
         with Store(self.home) as store:
             while not (record := store.summary(name)).ended_for_good:
                 if act is not None:
                     act(watching)
-                if (watching.running or 0.0) > most:
+                if self._cancelled.is_set():
+                    watching.stop(now=True)
+                elif (watching.running or 0.0) > most:
                     watching.stop()
                 time.sleep(_POLL)
             record = store.job(name)

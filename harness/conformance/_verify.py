@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from harness.conformance._finding import Finding, Report
 from harness.conformance._own import judge_start, own_scenarios, start
@@ -108,13 +108,23 @@ def _side_by_side(
     findings: dict[tuple[str, ...], list[Finding]] = {}
     with ThreadPoolExecutor(max_workers=max(len(scenarios), 1), thread_name_prefix="verify") as pool:
         running = {pool.submit(scenario.run, runner): scenario for scenario in scenarios}
-        progress(f"running: {', '.join(scenario.title for scenario in scenarios)}")
-        for future in as_completed(running):
-            scenario = running.pop(future)
-            findings[scenario.names] = list(scenario.judge(future.result()))
-            if running:
-                progress(f"still running: {', '.join(scenario.title for scenario in running.values())}")
+        try:
+            progress(f"running: {_titles(running)}")
+            for future in as_completed(tuple(running)):
+                scenario = running.pop(future)
+                findings[scenario.names] = list(scenario.judge(future.result()))
+                if running:
+                    progress(f"still running: {_titles(running)}")
+        except (
+            BaseException
+        ):  # Ctrl-C, too: else leaving this block would wait for everything that still runs
+            runner.cancel()
+            raise
     return [finding for scenario in scenarios for finding in findings[scenario.names]]
+
+
+def _titles(running: Mapping[Any, Scenario]) -> str:
+    return ", ".join(scenario.title for scenario in running.values())
 
 
 def _silence(sentence: str) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from harness.errors import ClientError, HarnessError
 from harness.model import ALWAYS_STRICT, HostLaunch, JsonObject
-from harness.store import StopRequest
+from harness.store import StopRequest, Store
 
 if TYPE_CHECKING:
     from harness.channels import StagedChannel
@@ -66,14 +66,12 @@ def staggered(
     delays = {each.host: 0.0 if each.host == first else chance.uniform(*_LATE) for each in launches}
     late = ", ".join(f"{host} {delay:.0f} s" for host, delay in delays.items() if delay)
     job.note(f"strict contract: hosts start late (after {first}: {late})")
-    home, name, hurry = job.home, job.name, threading.Event()
+    hurry = threading.Event()
 
     def watch() -> None:
-        from harness.store import Store
-
-        with Store(home) as store:
-            until = time.monotonic() + max(delays.values())
-            while time.monotonic() < until and store.summary(name).stop_request is StopRequest.NONE:
+        until = time.monotonic() + max(delays.values())
+        with Store(job.home) as store:  # of this thread's own
+            while time.monotonic() < until and store.summary(job.name).stop_request is StopRequest.NONE:
                 time.sleep(_POLL)
         hurry.set()
 
