@@ -80,10 +80,7 @@ class Feeder:
             if end:
                 self._problem = _explained(json.loads(line))
             elif not data:
-                self._problem = InternalServerError(
-                    "the process that fed the Pipe channels is gone "
-                    f"(exit status {process.wait(_PATIENCE)}); run the job again"
-                )
+                self._problem = _ended(process.wait(_PATIENCE))
             else:
                 self._told = line
         return self._problem
@@ -165,6 +162,13 @@ class Feeder:
         for name in names:
             if name.rpartition("_")[0] in self._streams:
                 os.unlink(name, dir_fd=directory)
+
+
+def _ended(code: int) -> InternalServerError:
+    how = f"was killed by signal {-code}" if code < 0 else f"ended with exit status {code}"
+    return InternalServerError(
+        f"the process that fed the Pipe channels {how}, so what the script read is not all; run the job again"
+    )
 
 
 def _explained(told: Mapping[str, str]) -> JobError:

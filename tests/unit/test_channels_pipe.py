@@ -522,7 +522,7 @@ def test_a_feeder_that_is_killed_is_noticed(place: Place) -> None:
         process.kill()
         error = problem(feeder)
         assert isinstance(error, InternalServerError)
-        assert "is gone" in str(error)
+        assert "was killed by signal 9" in str(error)
 
 
 @pytest.mark.parametrize("blocked", ["in open", "in write"])
