@@ -50,10 +50,13 @@ def said_failure(run: Run) -> str | None:
 
 def outside(changes: Mapping[str, int]) -> list[str]:
     """What was added or changed where a program has no business, its own byte code aside."""
-    found = {path for path in changes if not _SANCTIONED.fullmatch(path) and not _PYTHONS.search(path)}
     # A directory is told as modified when something in it was made, which is told as well.
-    inner = {parent for path in found for parent in _parents(path)}
-    return sorted(path for path in found if path not in inner)
+    inner = {parent for path in changes for parent in _parents(path)}
+    return sorted(
+        path
+        for path in changes
+        if path not in inner and not _SANCTIONED.fullmatch(path) and not _PYTHONS.search(path)
+    )
 
 
 def _parents(path: str) -> Iterable[str]:
