@@ -9,7 +9,7 @@ from typing import IO, Any, Final, NamedTuple
 
 from harness.errors import ClientError
 
-__all__ = ["Reference", "offsets", "values"]
+__all__ = ["Reference", "check", "offsets", "values"]
 
 _REFERENCE: Final = "-ref"
 

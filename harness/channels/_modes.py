@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Final, Literal
 
 from harness._values import dataclass
+from harness.channels._augmented import check
 from harness.channels._data import Finder
 from harness.channels._filesystems import find_file_system
 from harness.channels._items import Item
@@ -150,6 +151,10 @@ def stage_pipe(
     if source["S3DataType"] == "AugmentedManifestFile":
         data = finder.augmented(source["S3Uri"], name)
         attributes = tuple(source["AttributeNames"])  # contract: E21
+        for item in data.items:
+            if item.location is not None:
+                with open(item.location, "rb") as file:  # noqa: PTH123
+                    check(file, attributes, source["S3Uri"], name)
     else:
         find = finder.manifest if source["S3DataType"] == "ManifestFile" else finder.prefix
         data = find(source["S3Uri"], name, fast=False)

@@ -467,6 +467,20 @@ def test_lines_that_are_wrong(place: Place, line: str, words: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('{"labels": 1}', "the first line of s3://b/lists/train.manifest has no attribute 'label'"),
+        ("no JSON", "the first line of s3://b/lists/train.manifest is no JSON"),
+        (" ", "the augmented manifest s3://b/lists/train.manifest is empty"),
+    ],
+)
+def test_a_first_line_that_is_wrong_is_seen_before_the_start(place: Place, line: str, words: str) -> None:
+    told = augmented(place, [line], AttributeNames=["label"])
+    with pytest.raises(ClientError, match=words), place.feeding(told):
+        pass
+
+
+@pytest.mark.parametrize(
     ("data", "words"),
     [(b"no gzip", "is no gzip file"), (gzip.compress(b"text" * 1000)[:-9], "ends too early")],
 )
