@@ -31,6 +31,15 @@ def offsets(file: IO[bytes]) -> array[int]:
     return found
 
 
+def check(file: IO[bytes], attributes: Sequence[str], uri: str, channel: str) -> None:
+    """Raise ClientError unless the first line is one: a wrong name in AttributeNames is seen before the start."""
+    first = next((line for line in file if not line.isspace()), None)
+    if first is None:
+        raise ClientError(f"Data download failed: channel {channel}: the augmented manifest {uri} is empty")
+    for _ in values(first, attributes, f"the first line of {uri}", channel):
+        pass
+
+
 def values(line: bytes, attributes: Sequence[str], where: str, channel: str) -> Iterator[bytes | Reference]:
     """What goes into the stream for one line, in the order of AttributeNames.
 
