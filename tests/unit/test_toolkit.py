@@ -550,41 +550,6 @@ def test_torchrun_takes_only_programs(job: Job, code: dict[str, str]) -> None:  
     assert result.code == 1
 
 
-LAUNCHERS = [
-    ("sagemaker_mpi_enabled", "MPI (mpirun)"),
-    ("sagemaker_pytorch_ddp_enabled", "smddprun for PyTorch DDP"),
-    ("sagemaker_distributed_dataparallel_enabled", "smddprun"),
-    ("sagemaker_pytorch_xla_multi_worker_enabled", "PyTorch XLA (xla_spawn)"),
-]
-
-
-@pytest.mark.parametrize(("name", "launcher"), LAUNCHERS)
-def test_other_launchers_stand_out(job: Job, name: str, launcher: str) -> None:
-    job.hyperparameters = {name: "true"}
-    result = job.run()
-    assert result.probe["argv"] == ["train.py"]
-    assert result.log.count(f"The launcher {launcher} is not run here") == 1
-
-
-@pytest.mark.parametrize(("name", "launcher"), LAUNCHERS)
-def test_other_launchers_need_one_host(job: Job, name: str, launcher: str) -> None:
-    job.hosts = ["localhost", "other"]
-    job.environment = {"SM_STUDIO_LOCAL_MODE": "true"}
-    job.hyperparameters = {name: "true"}
-    result = job.run()
-    assert result.code == 1
-    assert result.failure.startswith(f"The launcher {launcher} is not run here")
-
-
-def test_precedence(job: Job) -> None:  # contract: H11
-    job.hyperparameters = {
-        "sagemaker_torch_distributed_enabled": "true",
-        "sagemaker_distributed_dataparallel_enabled": "true",
-        "sagemaker_mpi_enabled": "true",
-    }
-    assert "The launcher MPI (mpirun) is not run here" in job.run().log
-
-
 @pytest.mark.slow
 def test_real_torchrun(job: Job) -> None:  # contract: H13, H14
     pytest.importorskip("torch")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from ._log import Log
 
-__all__ = ["run"]
+__all__ = ["inherit", "run"]
 
 _CHUNK = 256 * 1024
 _HOLD = 0.05
@@ -42,15 +42,21 @@ def run(
     cwd: str,
     failure: type[CommandError] = ExecuteUserScriptError,
     capture: bool = True,
+    told: Sequence[str] | None = None,
+    processes: object = 1,
+    check: bool = True,
 ) -> None:
-    """Run `command` in `cwd` to its end; raises `failure` for another exit code than 0.
+    """Run `command` in `cwd` to its end; with `check` raises `failure` for another exit code than 0.
+
+    `told` stands in the failure's text in the command's place. `processes`: ranks a host, from which the
+    hosts of mpirun's lines are guessed (contract: H21).
 
     With `capture` both its streams go to our stdout and their errors into the message; a command that
     can't be started is an ExecuteUserScriptError then. Without, it inherits both, and that is an OSError.
     """
     if capture:
         try:
-            code, output = _captured(command, cwd, log)
+            code, output = _captured(command, cwd, log, processes)
         except OSError as error:
             if error.errno == errno.E2BIG:
                 # The SM_* variables are too long, not the command: AWS's toolkit falls over them before
@@ -60,14 +66,14 @@ def run(
         log.info("Waiting for the process to finish and give a return code.")
         log.info(f"Done waiting for a return code. Received {code} from exiting process.")
     else:
-        code, output = _inherited(command, cwd), ""
-    if code:
+        code, output = inherit(command, cwd), ""
+    if code and check:
         extra = None
         if code == 137:
             extra = "OutOfMemory: Process killed by SIGKILL (signal 9)"
         if any(path in output for path in _capture.COMPILER_PATHS):
             extra = "SMTrainingCompiler Error: Error occurred in SMTrainingCompiler."
-        raise failure(" ".join(command), code, output, extra)
+        raise failure(" ".join(command if told is None else told), code, output, extra)
 
 
 def _spawn(command: Sequence[str], cwd: str, actions: list[tuple[int, int, int]]) -> int:
@@ -82,7 +88,8 @@ def _spawn(command: Sequence[str], cwd: str, actions: list[tuple[int, int, int]]
     )
 
 
-def _inherited(command: Sequence[str], cwd: str) -> int:
+def inherit(command: Sequence[str], cwd: str) -> int:
+    """Run `command` with our own streams; its exit code."""
     child = _spawn(command, cwd, [])
     while True:
         pid, status = os.waitpid(-1, 0)  # as process 1 we reap everybody's orphans
@@ -90,9 +97,9 @@ def _inherited(command: Sequence[str], cwd: str) -> int:
             return _code(status)
 
 
-def _captured(command: Sequence[str], cwd: str, log: Log) -> tuple[int, str]:
+def _captured(command: Sequence[str], cwd: str, log: Log, processes: object) -> tuple[int, str]:
     wake = _Wake()
-    streams = [_Stream(), _Stream()]
+    streams = [_Stream(processes), _Stream(processes)]
     child = _spawn(
         command,
         cwd,
@@ -187,8 +194,9 @@ class _Wake:
 class _Stream:
     """One of the command's output streams, passed on to our stdout."""
 
-    def __init__(self) -> None:
+    def __init__(self, processes: object) -> None:
         self.capture = _capture.Capture()
+        self._processes = processes
         self.deadline: float | None = None
         self.fd, self.inside = os.pipe()
         self._held = b""
@@ -256,5 +264,5 @@ class _Stream:
 
     def _pass(self, data: bytes) -> None:
         if data:
-            write(1, data)
+            write(1, _capture.tagged(data, self._processes) if b"<std" in data else data)
             self.capture.feed(data)
