@@ -22,12 +22,11 @@ from harness.home import Home
 from harness.model import JsonObject, Plan, Spec
 from harness.objects import ObjectStore
 from harness.outputs import read_failure
-from harness.store import JobRecord, Store
+from harness.store import JobRecord
 from harness.targets import local
 
 __all__ = ["Run", "Runner", "Watching", "change"]
 
-_POLL: Final = 0.03
 _LIMIT: Final = 1 << 20
 
 
@@ -156,16 +155,18 @@ class Runner:
             raise CancelledError
         watching = Watching(self.home, name)
         local.submit(spec, home=self.home)
-        with Store(self.home) as store:
-            while not (record := store.summary(name)).ended_for_good:
-                if act is not None:
-                    act(watching)
-                if self._cancelled.is_set():
-                    watching.stop(now=True)
-                elif (watching.running or 0.0) > most:
-                    watching.stop()
-                time.sleep(_POLL)
-            record = store.job(name)
+
+        def look(record: JobRecord) -> None:
+            del record
+            running = watching.running or 0.0
+            if self._cancelled.is_set():
+                watching.stop(now=True)
+            elif running > most:
+                watching.stop()
+            elif act is not None:
+                act(watching)
+
+        record = local.wait(name, home=self.home, follow=look)
         return self._ended(record, watching)
 
     def _ended(self, record: JobRecord, watching: Watching) -> Run:
