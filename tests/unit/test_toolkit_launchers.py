@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from harness import contract
 from tests.unit.test_toolkit import COMMAND, Job, program
 
 ON = {
@@ -188,10 +187,3 @@ def test_xla_needs_gpus(tmp_path: Path) -> None:  # contract: H24
     assert end.code == 1
     assert end.failure.startswith("Framework Error: \n")
     assert "only supported for GPUs" in end.failure
-
-
-def test_old_pythons_can_read_the_starter() -> None:
-    import ast
-
-    path = Path(contract.toolkit_command(sys.executable)[1]).parent / "mpirun.py"
-    ast.parse(path.read_text(), feature_version=(3, 8))

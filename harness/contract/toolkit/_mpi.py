@@ -1,8 +1,8 @@
 """mpirun as AWS's toolkit calls it: for MPI itself, and for SMDDP and PyTorch DDP through smddprun.
 
 contract: H18, H19, H21, H23, H25. In AWS's images mpirun reaches the other hosts by ssh. Hosts of the
-sandbox share one kernel and have no sshd, so `mpirun.py` beside this file starts the ranks in its place;
-the command that is logged, and that stands in a failure's text, is AWS's.
+sandbox share one kernel and have no sshd, so `_mpirun` starts the ranks in its place; the command that is
+logged, and that stands in a failure's text, is AWS's.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import json
 import os
 import sys
 
-from . import _entry_point, _process
+from . import _entry_point, _mpirun, _process
 from ._environment import which
 from ._launch import EFA, RDMA
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from typing import Any
 
     from ._environment import Environment
@@ -208,28 +208,20 @@ def lead(command: Command, environment: Environment, *, capture: bool, log: Log)
     """On the master: run the ranks to their end, by mpirun itself where it can reach all hosts."""
     log.info("Starting MPI run as worker node.")
     log.info("Waiting for MPI workers to establish their SSH connections")
-    if len(command.hosts) == 1 and which("mpirun") is not None and _has_mpi4py():
-        words = list(command.words)
-    else:
-        words = [
-            sys.executable,
-            "-I",
-            "-S",
-            _starter(),
-            "lead",
-            _plan(command, environment),
-            *command.program,
-        ]
+    here: Callable[[], int] | None = None
+    if not (len(command.hosts) == 1 and which("mpirun") is not None and _has_mpi4py()):
+        plan = _plan(command, environment)
+        here = lambda: _mpirun.lead(plan, command.program)  # noqa: E731
         log.warning(
             "The harness starts the ranks in mpirun's place, with the variables of Open MPI: "
             "calls of MPI itself (mpi4py, Horovod) need mpirun, mpi4py and one host, or the docker engine."
         )
     _process.run(
-        words,
+        command.words,
         log=log,
         cwd=environment.code_dir,
         capture=capture,
-        told=command.words,
+        here=here,
         processes=command.processes,
     )
 
@@ -242,7 +234,7 @@ def follow(environment: Environment, *, log: Log) -> None:
     log.info("Starting MPI run as worker node.")
     log.info("Waiting for MPI Master to create SSH daemon.")
     address = _address(environment, environment.current_host)
-    code = _process.inherit([sys.executable, "-I", "-S", _starter(), "follow", address], environment.code_dir)
+    code = _process.inherit([], environment.code_dir, here=lambda: _mpirun.follow(address))
     if code:
         log.warning(f"The starter of this host's ranks ended with {code}.")
     log.info("MPI process finished.")
@@ -252,18 +244,14 @@ def _has_mpi4py() -> bool:
     return any(os.path.isdir(os.path.join(directory, "mpi4py")) for directory in sys.path)
 
 
-def _starter() -> str:
-    return os.path.join(os.path.dirname(os.path.abspath(__file__)), "mpirun.py")
-
-
 def _address(environment: Environment, host: str) -> str:
     """Where the starter on `host` listens: a name of this job's in the network that its hosts share."""
     job = os.environ.get("TRAINING_JOB_NAME", "")
     return f"harness-mpirun/{job}/{environment.master_port}/{host}"
 
 
-def _plan(command: Command, environment: Environment) -> str:
-    """What the starter needs to know beside the program, as JSON in one word."""
+def _plan(command: Command, environment: Environment) -> dict[str, Any]:
+    """What the starter needs to know beside the program."""
     exports = [word.partition("=") for word in command.exports]
     slots = []
     for listed in command.hosts:
@@ -271,14 +259,12 @@ def _plan(command: Command, environment: Environment) -> str:
         slots.append([host, int(count) if colon else 1, _address(environment, host)])
     if "--oversubscribe" in command.words and len(slots) == 1:
         slots[0][1] = int(command.size)
-    return json.dumps(
-        {
-            "name": _address(environment, environment.master),
-            "here": environment.current_host,
-            "hosts": slots,
-            "size": int(command.size),
-            "exports": [name for name, equals, _ in exports if not equals],
-            "values": {name: value for name, equals, value in exports if equals},
-            "smddprun": command.data_parallel,
-        }
-    )
+    return {
+        "name": _address(environment, environment.master),
+        "here": environment.current_host,
+        "hosts": slots,
+        "size": int(command.size),
+        "exports": [name for name, equals, _ in exports if not equals],
+        "values": {name: value for name, equals, value in exports if equals},
+        "smddprun": command.data_parallel,
+    }

@@ -1,14 +1,16 @@
-"""Starts ranks on the hosts of a sandbox, in the place of mpirun, sshd and orted. A program of its own.
+"""Starts ranks on the hosts of a sandbox, in the place of mpirun, sshd and orted.
 
-    mpirun.py lead PLAN PROGRAM…     on the master: places the ranks, prints what they print, tells how they end
-    mpirun.py follow ADDRESS         on every other host: starts the ranks that the master sends it
+`lead` on the master places the ranks, prints what they print and tells how they end; `follow` on every other
+host starts the ranks that the master sends it. Both run in a fork of the toolkit.
 
 The hosts share one network namespace: the master reaches the others by abstract Unix sockets, and both
 sides refuse a peer of another user. With the message that starts a rank go the write ends of two pipes, so
 the master reads all ranks alike, wherever they run. As with mpirun, every rank has the master's values of
 the exported variables over its own host's, a rank that fails ends all others, and each line is tagged
-(contract: H18, H21, H25). Python 3.8 or newer, standard library only.
+(contract: H18, H21, H25).
 """
+
+from __future__ import annotations
 
 import array
 import json
@@ -17,8 +19,15 @@ import select
 import signal
 import socket
 import struct
-import sys
 import time
+
+from ._log import write
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+__all__ = ["follow", "lead"]
 
 _CONNECT_LIMIT = 3600.0
 """Seconds that the master waits for a host (contract: H18)."""
@@ -32,24 +41,24 @@ _LENGTH = struct.Struct("<I")
 # ------------------------------------------------------------------------------ messages
 
 
-def send(sock, message, fds=()):
+def _send(sock: socket.socket, message: dict[str, Any], fds: list[int] | None = None) -> None:
     """One message, with file descriptors."""
     data = json.dumps(message).encode()
     data = _LENGTH.pack(len(data)) + data
-    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds or ()))] if fds else []
     sent = sock.sendmsg([data], rights)
     sock.sendall(data[sent:])
 
 
-class Receiver:
+class _Receiver:
     """Messages of one socket, as they come."""
 
-    def __init__(self, sock):
+    def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self._data = b""
-        self._fds = []
+        self._fds: list[int] = []
 
-    def read(self):
+    def read(self) -> list[tuple[dict[str, Any], list[int]]] | None:
         """What has come: a list of (message, descriptors); None at the end."""
         size = array.array("i").itemsize
         try:
@@ -77,26 +86,26 @@ class Receiver:
         return messages
 
 
-def same_user(sock):
+def _same_user(sock: socket.socket) -> bool:
     """Whether the peer is this user's process: seen from our user namespace, whatever theirs is."""
     _, uid, _ = struct.unpack(
         "3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     )
-    return uid == os.getuid()
+    return bool(uid == os.getuid())
 
 
 # ------------------------------------------------------------------- on every host: starter
 
 
-class Starter:
+class _Starter:
     """Starts the ranks that come over `sock` and tells how they ended, until the master is gone."""
 
-    def __init__(self, sock):
+    def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
-        self._ranks = {}
+        self._ranks: dict[int, int] = {}
 
-    def run(self):
-        receiver = Receiver(self._sock)
+    def run(self) -> None:
+        receiver = _Receiver(self._sock)
         wake, inside = os.pipe()
         for fd in (wake, inside):
             os.set_blocking(fd, False)
@@ -121,7 +130,7 @@ class Starter:
                     else:
                         self._end()
 
-    def _start(self, asked, fds):
+    def _start(self, asked: dict[str, Any], fds: list[int]) -> None:
         environment = dict(os.environ)
         environment.update(asked["environment"])
         os.chdir(asked["cwd"])
@@ -134,18 +143,17 @@ class Starter:
                 asked["program"],
                 environment,
                 file_actions=actions,
-                setpgroup=0,
                 setsigdef=[signal.SIGPIPE, signal.SIGXFSZ],
             )
             self._ranks[pid] = asked["rank"]
         except OSError as error:
             os.write(fds[1], "mpirun: {}: {}\n".format(asked["program"][0], error.strerror).encode())
-            send(self._sock, {"ended": [asked["rank"], 127]})
+            _send(self._sock, {"ended": [asked["rank"], 127]})
         finally:
             for fd in (null, *fds):
                 os.close(fd)
 
-    def _reap(self):
+    def _reap(self) -> None:
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -157,16 +165,16 @@ class Starter:
             if rank is not None:
                 code = 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
                 try:
-                    send(self._sock, {"ended": [rank, code]})
+                    _send(self._sock, {"ended": [rank, code]})
                 except OSError:
                     pass  # the master is gone, and nobody wants to know any more
 
-    def _end(self):
-        """SIGTERM to every rank and what it started, then SIGKILL."""
+    def _end(self) -> None:
+        """SIGTERM to every rank, then SIGKILL."""
         for number in (signal.SIGTERM, signal.SIGKILL):
             for pid in self._ranks:
                 try:
-                    os.killpg(pid, number)
+                    os.kill(pid, number)
                 except ProcessLookupError:
                     pass
             deadline = time.monotonic() + _KILL_AFTER
@@ -175,35 +183,35 @@ class Starter:
                 self._reap()
 
 
-def follow(address):
+def follow(address: str) -> int:
     """On another host than the master: serve one master to its end."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.bind("\0" + address)
         listener.listen(8)
         while True:
             sock, _ = listener.accept()
-            if same_user(sock):
+            if _same_user(sock):
                 break
             sock.close()
     with sock:
-        Starter(sock).run()
+        _Starter(sock).run()
     return 0
 
 
 # --------------------------------------------------------------------- on the master: lead
 
 
-class Line:
+class _Line:
     """One output stream of one rank: whole lines, tagged as `mpirun --tag-output` tags them."""
 
-    def __init__(self, fd, rank, name, out):
+    def __init__(self, fd: int, rank: int, name: str, out: int) -> None:
         self.fd = fd
-        self.deadline = None
+        self.deadline: float | None = None
         self._tag = "[1,{}]<{}>:".format(rank, name).encode()
         self._out = out
         self._held = b""
 
-    def read(self):
+    def read(self) -> bool:
         """Pass on what is there; False at the stream's end."""
         data = os.read(self.fd, 1 << 16)
         *lines, self._held = (self._held + data).split(b"\n")
@@ -214,40 +222,43 @@ class Line:
         self.deadline = time.monotonic() + _HOLD if self._held else None
         return True
 
-    def flush(self):
+    def flush(self) -> None:
         """What has no end yet goes as a line: mpirun does so, too."""
         if self._held:
             write(self._out, self._tag + self._held + b"\n")
         self._held, self.deadline = b"", None
 
 
-class Leader:
+class _Leader:
     """The master's side of one run."""
 
-    def __init__(self, plan, program):
+    def __init__(self, plan: dict[str, Any], program: list[str]) -> None:
         self._plan = plan
         self._program = program
-        self._starters = {}
-        self._lines = {}
-        self._running = set()
-        self._hosts = []
+        self._starters: dict[str, socket.socket] = {}
+        self._lines: dict[int, _Line] = {}
+        self._running: set[int] = set()
+        self._hosts: list[str] = []
         """The host of each rank."""
-        self._failed = None
+        self._failed: tuple[int, int] | None = None
         """Rank and exit code of the first that failed."""
 
-    def run(self):
+    def run(self) -> int:
         """The exit code of the whole."""
         slots = [name for name, count, _ in self._plan["hosts"] for _ in range(count)]
         if self._plan["size"] > len(slots):
-            tell(
+            _tell(
                 "There are not enough slots available in the system to satisfy the {} slots that were "
                 "requested by the application: {}".format(self._plan["size"], self._program[0])
             )
             return 1
         self._hosts = slots[: self._plan["size"]]
         for name, _, address in self._plan["hosts"]:
-            self._starters[name] = self._connect(name, address)
-        receivers = {sock.fileno(): Receiver(sock) for sock in self._starters.values()}
+            found = self._connect(name, address)
+            if found is None:
+                return 1
+            self._starters[name] = found
+        receivers = {sock.fileno(): _Receiver(sock) for sock in self._starters.values()}
         names = {sock.fileno(): name for name, sock in self._starters.items()}
         poll = select.poll()
         for fd in receivers:
@@ -279,7 +290,7 @@ class Leader:
         if self._failed is None:
             return 0
         rank, code = self._failed
-        tell(
+        _tell(
             "mpirun: one or more processes exited with non-zero status, thus causing the job to be terminated. "
             "The first process to do so was rank {} on {}, exit code {}.".format(
                 rank, self._hosts[rank], code
@@ -287,11 +298,11 @@ class Leader:
         )
         return code
 
-    def _patience(self):
+    def _patience(self) -> float | None:
         waiting = [line.deadline for line in self._lines.values() if line.deadline is not None]
         return max(0.0, min(waiting) - time.monotonic()) * 1000 + 1 if waiting else None
 
-    def _connect(self, name, address):
+    def _connect(self, name: str, address: str) -> socket.socket | None:
         """A socket to the starter on that host; here it is a child of ours."""
         if name == self._plan["here"]:
             ours, theirs = socket.socketpair()
@@ -299,7 +310,7 @@ class Leader:
                 ours.close()
                 for sock in self._starters.values():
                     sock.close()
-                Starter(theirs).run()
+                _Starter(theirs).run()
                 os._exit(0)
             theirs.close()
             return ours
@@ -308,18 +319,18 @@ class Leader:
             sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             try:
                 sock.connect("\0" + address)
-                if same_user(sock):
+                if _same_user(sock):
                     return sock
                 reason = "another user listens there"
             except OSError as error:
-                reason = error.strerror
+                reason = str(error)
             sock.close()
             if time.monotonic() > deadline:
-                tell("mpirun: {} did not come within an hour: {}".format(name, reason))
-                sys.exit(1)
+                _tell(f"mpirun: {name} did not come within an hour: {reason}")
+                return None
             time.sleep(0.05)
 
-    def _start(self, rank):
+    def _start(self, rank: int) -> list[_Line]:
         host = self._hosts[rank]
         local = self._hosts[:rank].count(host)
         size, count = len(self._hosts), self._hosts.count(host)
@@ -338,46 +349,35 @@ class Leader:
         lines, ends = [], []
         for name, out in (("stdout", 1), ("stderr", 2)):
             read, write_end = os.pipe()
-            lines.append(Line(read, rank, name, out))
+            lines.append(_Line(read, rank, name, out))
             ends.append(write_end)
         asked = {"rank": rank, "program": self._program, "environment": environment, "cwd": os.getcwd()}
-        send(self._starters[host], {"start": asked, "fds": 2}, ends)
+        _send(self._starters[host], {"start": asked, "fds": 2}, ends)
         for end in ends:
             os.close(end)
         self._running.add(rank)
         return lines
 
-    def _ended(self, rank, code):
+    def _ended(self, rank: int, code: int) -> None:
         self._running.discard(rank)
         if code and self._failed is None:
             self._failed = (rank, code)
             for sock in self._starters.values():
                 try:
-                    send(sock, {"end": True})
+                    _send(sock, {"end": True})
                 except OSError:
                     pass  # that host is gone already, and told as lost
 
-    def _lost(self, name):
+    def _lost(self, name: str) -> None:
         """A host's starter has died: so have its ranks."""
         for rank in [rank for rank in self._running if self._hosts[rank] == name]:
             self._ended(rank, 137)
 
 
-def write(fd, data):
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
-
-
-def tell(text):
+def _tell(text: str) -> None:
     write(2, (text + "\n").encode())
 
 
-def main():
-    if sys.argv[1] == "lead":
-        sys.exit(Leader(json.loads(sys.argv[2]), sys.argv[3:]).run())
-    sys.exit(follow(sys.argv[2]))
-
-
-if __name__ == "__main__":
-    main()
+def lead(plan: dict[str, Any], program: list[str]) -> int:
+    """On the master: run all ranks to their end; the exit code of the whole."""
+    return _Leader(plan, program).run()
