@@ -77,6 +77,8 @@ class LocalOptions:
     engine: EngineName = "auto"
     gpus: str | int = "all"
     """"all", a number, or a comma-separated list of indices ("0,2")."""
+    ranks: Literal["cloud", "local"] = "local"
+    """Processes that a launcher starts on each host: as many as there, or one for each GPU that it has here."""
     images: Mapping[str, str] = field(default_factory=dict)
     """Cloud image pattern (fnmatch) → local image."""
     file_systems: Mapping[str, str] = field(default_factory=dict)
@@ -196,6 +198,8 @@ class HostPlan:
     cloud_gpus: int
     gpus: int
     """How many of this machine's GPUs it gets; which ones is decided when the job is started."""
+    processes: int | None = None
+    """What its launcher is told to start, with `[local] ranks = "cloud"`; None: it finds out by itself."""
 
 
 @dataclass(frozen=True, kw_only=True)

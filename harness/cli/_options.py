@@ -62,6 +62,11 @@ def spec_options(command: Command) -> Command:
             click.option(
                 "--gpus", callback=_gpus, metavar="N|all|none|I,J", help="GPUs of this machine to use."
             ),
+            click.option(
+                "--ranks",
+                type=click.Choice(("cloud", "local")),
+                help="Processes of a launcher: as many as in the cloud, or one a GPU here (default: local).",
+            ),
             click.option("--job-name", metavar="NAME", help="The exact job name; else one is made."),
             click.option(
                 "--set",

@@ -185,6 +185,17 @@ class Preparation:
             interface=self._job.plan.network_interface,
         )
 
+    def _told(self, host: str) -> JsonObject:
+        """The request as this host is told of it: with `[local] ranks` its launcher is told the number.
+
+        A hyperparameter is the one way that both toolkits have (contract: H13, H18).
+        """
+        plan = next((each for each in self._job.plan.hosts if each.name == host), None)
+        if plan is None or plan.processes is None:
+            return self._request
+        given = {**self._request.get("HyperParameters", {}), contract.PROCESSES: str(plan.processes)}
+        return {**self._request, "HyperParameters": given}
+
     def _write_host(self, host: str, objects: ObjectStore, channels: Sequence[StagedChannel]) -> None:
         tree = self._tree(host)
         tree.mkdir(parents=True)
@@ -195,7 +206,7 @@ class Preparation:
             self._extract(uri, objects, tree / "code")
         contract.write_tree(
             tree,
-            request=self._request,
+            request=self._told(host),
             job_name=self._job.name,
             host=self._view(host),
             channels=[

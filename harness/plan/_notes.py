@@ -79,17 +79,22 @@ def _launch(facts: Facts) -> Iterator[str]:
     launcher = _launcher.asked(facts.spec.request)
     here, there = facts.world_size, facts.cloud_world_size
     if launcher is not None:
-        if facts.engine == "sandbox" and not launcher.in_sandbox:
-            yield (
-                f"{launcher.title} is not started here: the script runs once, as a world of one; "
-                f"in the cloud {launcher.title} starts {_ranks(there)}."
-            )
-        elif here != there:
+        if here != there:
             yield f"{launcher.title} starts {_ranks(here)} here and {_ranks(there)} in the cloud."
         if here < there:
             yield (
                 f"With a batch size per rank the global batch is {_times(there, here)} as large in the cloud: "
-                "a learning rate that fits here may not fit there."
+                "a learning rate that fits here may not fit there. --ranks cloud keeps the cloud's number."
+            )
+        shared = [host for host in facts.hosts if host.processes and host.processes > max(host.gpus, 1)]
+        if shared:
+            yield (
+                f"With --ranks cloud {launcher.title} starts {shared[0].processes} processes on each host, which "
+                + (
+                    f"share {_count(shared[0].gpus)}: NCCL wants one for each, gloo and smddp's stand-in don't."
+                    if shared[0].gpus
+                    else "share this machine's CPUs."
+                )
             )
         return
     idle = max((host.instance.gpus for host in facts.cloud), default=0)

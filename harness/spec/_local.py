@@ -79,6 +79,9 @@ def _checked(words: Words, key: str, value: Any) -> Any:
         number = isinstance(value, int) and not isinstance(value, bool) and value >= 0
         if not number and not (isinstance(value, str) and re.fullmatch(r"all|none|\d+(,\d+)*", value)):
             raise wrong('"all", a number, or indices such as "0,2"')
+    elif key == "ranks":
+        if value not in ("cloud", "local"):
+            raise wrong('"cloud" or "local"')
     elif key in _TABLES:
         if not isinstance(value, Mapping) or not all(isinstance(each, str) for each in value.values()):
             raise wrong("a table of strings")

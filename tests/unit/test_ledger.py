@@ -190,12 +190,12 @@ def test_what_happens_depends_on_the_value(
         ("sagemaker_torch_distributed_enabled", "sandbox", 2, H, False, False),
         ("sagemaker_torch_distributed_enabled", "docker", 2, H, False, False),
         ("sagemaker_distributed_dataparallel_enabled", "sandbox", 1, E, False, False),
-        ("sagemaker_distributed_dataparallel_enabled", "sandbox", 2, C, True, True),
+        ("sagemaker_distributed_dataparallel_enabled", "sandbox", 2, E, False, False),
         ("sagemaker_distributed_dataparallel_enabled", "docker", 2, H, False, False),
-        ("sagemaker_mpi_enabled", "sandbox", 1, C, True, False),
-        ("sagemaker_mpi_enabled", "sandbox", 2, C, True, True),
-        ("sagemaker_pytorch_ddp_enabled", "sandbox", 1, C, True, False),
-        ("sagemaker_pytorch_xla_multi_worker_enabled", "sandbox", 1, C, True, False),
+        ("sagemaker_mpi_enabled", "sandbox", 1, E, False, False),
+        ("sagemaker_mpi_enabled", "sandbox", 2, E, False, False),
+        ("sagemaker_pytorch_ddp_enabled", "sandbox", 1, E, False, False),
+        ("sagemaker_pytorch_xla_multi_worker_enabled", "sandbox", 1, H, False, False),
     ],
 )
 def test_launchers(  # contract: H10

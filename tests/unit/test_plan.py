@@ -360,8 +360,8 @@ def test_an_unknown_instance_type(box: Box) -> None:
             {"sagemaker_torch_distributed_enabled": "true", "sagemaker_mpi_num_of_processes_per_host": "3"},
             2, 0, 6, 6,
         ),
-        ({"sagemaker_distributed_dataparallel_enabled": "true"}, 1, 4, 1, 8),
-        ({"sagemaker_mpi_enabled": "true", "sagemaker_torch_distributed_enabled": "true"}, 1, 4, 1, 8),  # H11
+        ({"sagemaker_distributed_dataparallel_enabled": "true"}, 1, 4, 4, 8),
+        ({"sagemaker_mpi_enabled": "true", "sagemaker_torch_distributed_enabled": "true"}, 1, 4, 4, 8),  # contract: H11
     ],
 )  # fmt: skip
 def test_ranks_here_and_there_in_the_sandbox(
@@ -391,10 +391,20 @@ def test_our_own_image_has_no_mpi_and_is_not_sent_into_it(box: Box) -> None:
         plan.make(spec(hyper=hyper), machine, engine="docker")
 
 
-def test_several_hosts_without_their_launcher_are_refused(box: Box) -> None:
-    many = spec(hyper={"sagemaker_mpi_enabled": "true"}, resources={"InstanceCount": 2})
-    with pytest.raises(EngineError, match="mpirun is not started in the sandbox, and without it"):
-        plan.make(many, box(), engine="sandbox")
+@pytest.mark.parametrize("number", [0, 1, 8])
+@pytest.mark.parametrize("launcher", ["torch_distributed", "mpi", "distributed_dataparallel", "pytorch_ddp"])
+def test_ranks_of_the_cloud(box: Box, launcher: str, number: int) -> None:  # contract: H13, H18, H23
+    asked = spec(hyper={f"sagemaker_{launcher}_enabled": "true"}, local={"ranks": "cloud"})
+    made = plan.make(asked, box(number=number))
+    assert (made.world_size, made.cloud_world_size) == (8, 8)
+    # A launcher that finds as many by itself isn't told: the script sees what it sees in the cloud.
+    assert made.hosts[0].processes == (None if number == 8 else 8)
+    assert said(made, "processes on each host, which share") == (number < 8)
+
+
+def test_ranks_of_the_cloud_change_nothing_without_a_launcher(box: Box) -> None:  # contract: H9
+    made = plan.make(spec(local={"ranks": "cloud"}), box())
+    assert (made.world_size, made.hosts[0].processes) == (1, None)
 
 
 def test_only_the_named_groups_are_launched(box: Box) -> None:  # contract: H26
@@ -496,7 +506,7 @@ def test_notes_with_a_launcher(box: Box) -> None:
     ), made.notes
     assert not said(made, "No launcher")
     made = plan.make(spec(hyper={"sagemaker_distributed_dataparallel_enabled": "true"}), box())
-    assert said(made, "smddprun is not started here: the script runs once, as a world of one"), made.notes
+    assert said(made, "smddprun starts 1 process here and 8 processes in the cloud"), made.notes
 
 
 @pytest.mark.parametrize(
@@ -581,7 +591,7 @@ def test_json_is_plain_and_stable(box: Box) -> None:
             "instance_type": "ml.p4d.24xlarge",
             "instance_group": "homogeneousCluster",
             "gpus": 1,
-            "cloud_gpus": 8,
+            "cloud_gpus": 8, "processes": None,
         }
     ]
     assert found["fields"][0] == {
