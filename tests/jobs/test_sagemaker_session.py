@@ -154,7 +154,10 @@ def test_fit(
 def test_a_failed_job_raises_the_sdks_own_exception(
     estimator: Callable[..., Any], data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Two hosts, spot, checkpoints, and data that lies on this machine."""
+    """Two hosts, spot, checkpoints, and data that lies on this machine.
+
+    # contract: G22
+    """
     from sagemaker.exceptions import UnexpectedStatusException
     from sagemaker.inputs import TrainingInput
 
@@ -169,6 +172,9 @@ def test_a_failed_job_raises_the_sdks_own_exception(
     inputs = {"training": f"file://{data}", "one": TrainingInput(f"file://{data}/a.txt")}
     with pytest.raises(UnexpectedStatusException) as raised:
         made.fit(inputs)
+    assert f"Error for Training job {made.latest_training_job.name}: Failed. Reason: AlgorithmError" in str(
+        raised.value
+    )
     assert "ValueError: the labels are wrong" in str(raised.value)
     assert raised.value.actual_status == "Failed"
     told = re.sub(r"\x1b\[\d+m", "", capsys.readouterr().out)
