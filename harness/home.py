@@ -55,6 +55,11 @@ class Home:
         """One directory per set of warm hosts; made by the first of them."""
         return self.root / "warm"
 
+    @property
+    def verify(self) -> Path:
+        """One home for each `harness verify` that runs; made by the first of them."""
+        return self.root / "verify"
+
     def job(self, name: str) -> Path:
         """The directory of the job of that name."""
         return self.jobs / name

@@ -19,6 +19,28 @@ ENGINES = ("auto", "docker", "sandbox")
 EngineName = Literal["auto", "docker", "sandbox", "fake"]
 
 
+STRICT: Mapping[str, str] = {
+    "remapped_hosts": "after a restart the hosts' machines have other names",
+    "clutter": "input/config has the platform's undocumented files too",
+    "late_hosts": "hosts start 5 to 30 s after one another, so that peers resolve late",
+    "clashes": "equal names on several hosts fail the job",
+    "escaped_logs": "metric definitions are held against the log with its control characters escaped too",
+    "shell_arguments": "arguments go through a shell, as in AWS's toolkits up to 5.1.1",
+    "volume": "VolumeSizeInGB is all the disk there is",
+}
+"""Of the contract's fourteen defaults that expose common bugs (its appendix 2) those that can be switched on."""
+ALWAYS_STRICT: Mapping[str, str] = {
+    "shuffled_groups": "hosts of instance groups are shuffled",
+    "string_hyperparameters": "all hyperparameters are strings of at most 2,500 characters",
+    "bare_environment": "no AWS_DEFAULT_REGION, no SM_* from the platform, no terminal, a host name that isn't algo-N",
+    "real_channels": "FastFile is read-only, Pipe is FIFOs",
+    "stop_signals": "SIGTERM to process 1 only, SIGKILL after the grace",
+    "empty_model": "no model.tar.gz of an empty directory, and Completed all the same",
+    "output_data_only": "output.tar.gz has what is in output/data only",
+}
+"""The others: here, as in the cloud, they can't be switched off."""
+
+
 class Treatment(str, Enum):
     """What happens here to a field of the request."""
 
@@ -55,6 +77,8 @@ class LocalOptions:
     engine: EngineName = "auto"
     gpus: str | int = "all"
     """"all", a number, or a comma-separated list of indices ("0,2")."""
+    ranks: Literal["cloud", "local"] = "local"
+    """Processes that a launcher starts on each host: as many as there, or one for each GPU that it has here."""
     images: Mapping[str, str] = field(default_factory=dict)
     """Cloud image pattern (fnmatch) → local image."""
     file_systems: Mapping[str, str] = field(default_factory=dict)
@@ -71,7 +95,13 @@ class LocalOptions:
     """Seconds between two checkpoint syncs (contract: F15)."""
     offline: bool = False
     """Never talk to real S3."""
+    s3_latency_ms: float = 0.0
+    """Milliseconds that each object of a channel takes to its first byte, as S3 would."""
+    s3_throughput_mbps: float = 0.0
+    """Megabits per second (10⁶ bit/s) that all channels of one host get together; 0: as fast as this machine."""
     strict: bool = False
+    strict_contract: tuple[str, ...] = ()
+    """Names of `STRICT` that are on: `[local.strict]`, or all of them by --strict-contract."""
     warm: bool = False
     """Keep the hosts prepared for the next matching job, with the script's heavy modules imported."""
     warm_idle: float = 900.0
@@ -85,6 +115,9 @@ class LocalOptions:
     """Seconds of silence after which a job is looked at: does it hang? 0: never."""
     debug: DebugOptions | None = None
     """Set by `harness debug`, never in a file."""
+    evidence: bool = False
+    """Set by `harness verify`, never in a file: what hosts leave is kept also of a job that completes, with a list
+    of what each container changed in its image."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,6 +198,8 @@ class HostPlan:
     cloud_gpus: int
     gpus: int
     """How many of this machine's GPUs it gets; which ones is decided when the job is started."""
+    processes: int | None = None
+    """What its launcher is told to start, with `[local] ranks = "cloud"`; None: it finds out by itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,6 +273,8 @@ class HostLaunch:
     python: str | None = None
     prepend: Mapping[str, str] = field(default_factory=dict)
     """Lists of places such as PYTHONPATH: what goes before whatever else the host has in them."""
+    evidence: Path | None = None
+    """The file that gets, once the host has ended, when it ran and what it changed in its image; None: none."""
 
 
 @dataclass(frozen=True, kw_only=True)

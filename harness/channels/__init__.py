@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from harness.channels._feeding import Feeder
     from harness.channels._remote import RemoteObject, RemoteS3, open_remote
     from harness.channels._snapshots import collect
     from harness.channels._sources import Extracted, Materialised, extract_source, materialise_source
@@ -15,6 +16,7 @@ else:
     __getattr__ = closed(
         __name__,
         {
+            "_feeding": ("Feeder",),
             "_remote": ("RemoteObject", "RemoteS3", "open_remote"),
             "_snapshots": ("collect",),
             "_sources": ("Extracted", "Materialised", "extract_source", "materialise_source"),
@@ -24,6 +26,7 @@ else:
 
 __all__ = [
     "Extracted",
+    "Feeder",
     "Materialised",
     "RemoteObject",
     "RemoteS3",

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from harness._values import dataclass
-from harness.channels._items import Item, read_tree
+from harness.channels._items import Item, names_below, read_tree
 from harness.channels._remote import RemoteObject, RemoteS3, open_remote
 from harness.errors import ClientError
 from harness.model import LocalOptions, Upload
 from harness.objects import ObjectInfo, ObjectStore, all_plain, local_name, parse_uri, refuse_local_name
 
-__all__ = ["Data", "Finder"]
+__all__ = ["Data", "Finder", "View"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +26,22 @@ class Data:
     base: str
     """What all keys begin with: the manifest's prefix."""
     items: Sequence[Item]
+    """In key order; those of a manifest as it lists them."""
     directory: Path | None = None
     """A directory of the user's that holds exactly these, to be mounted where it lies."""
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """The objects of a channel as one directory of this machine."""
+
+    bucket: str
+    base: str
+    """What all keys begin with."""
+    names: Sequence[str]
+    """Of the objects below the directory, in key order."""
+    directory: Path
     warnings: tuple[str, ...] = ()
 
 
@@ -84,17 +98,36 @@ class Finder:
             warnings = (found_more,)
         return Data(bucket=bucket, base=base, items=items, warnings=warnings)
 
+    def view(self, uri: str, channel: str) -> View | None:
+        """S3Prefix in FastFile mode: the directory that holds what `prefix` would find, no file of it looked at.
+
+        None when no directory does, or nothing is in it. contract: E8, E10
+        """
+        bucket, prefix = parse_uri(uri.rstrip("/") + "/")
+        place = self._uploads.get(uri.rstrip("/"))
+        if place is None:
+            directory = self._objects.directory(f"s3://{bucket}/{prefix}")
+        else:
+            directory = place.absolute() if place.is_dir() else None
+        found = None if directory is None else names_below(directory, channel)
+        if directory is None or found is None:
+            return None
+        if place is None and directory.stat().st_mode & 0o555 != 0o555:
+            return None  # made under a umask that hides it from a host's ordinary user (contract: B6)
+        names, warnings = found
+        if not names or (place is None and not all_plain(names)):
+            return None
+        return View(bucket=bucket, base=prefix, names=names, directory=directory, warnings=warnings)
+
     def manifest(self, uri: str, channel: str, *, fast: bool) -> Data:
-        """ManifestFile: the objects that a JSON array names (contract: E18), at `<channel>/<suffix>` (E19)."""
+        """ManifestFile: the objects that a JSON array names, at `<channel>/<suffix>` (contract: E18, E19)."""
         del fast  # refused before
         start, suffixes = _read_manifest(self._manifest_bytes(uri, channel), uri, channel)
         bucket, base = parse_uri(start)
         items = []
-        for suffix in sorted(set(suffixes)):
+        for suffix in dict.fromkeys(suffixes):
             key = base + suffix
-            found: ObjectInfo | RemoteObject | None = self._objects.head(f"s3://{bucket}/{key}")
-            if found is None and self.remote is not None:
-                found = self.remote.head(bucket, key)
+            found = self._head(bucket, key)
             if found is None:
                 raise self._nothing(f"s3://{bucket}/{key}", channel, listed=uri)
             item = _item(found, suffix, channel)
@@ -102,12 +135,42 @@ class Finder:
                 items.append(item)
         return Data(bucket=bucket, base=base, items=items)
 
+    def augmented(self, uri: str, channel: str) -> Data:
+        """AugmentedManifestFile: the one object of JSON lines (contract: E20)."""
+        item = self.object(uri)
+        if item is None:
+            raise self._nothing(uri, channel)
+        bucket, key = parse_uri(uri)
+        return Data(bucket=bucket, base=key[: len(key) - len(item.name)], items=[item])
+
+    def object(self, uri: str) -> Item | None:
+        """The one object of that URI, wherever it is; None when there is none. Raises ClientError."""
+        bucket, key = parse_uri(uri)
+        for place, path in self._uploads.items():
+            below = (
+                path
+                if uri == place
+                else path / uri[len(place) + 1 :]
+                if uri.startswith(f"{place}/")
+                else None
+            )
+            if below is not None and key and below.is_file():
+                return _file_item(below, key)
+        found = self._head(bucket, key) if key and not key.endswith("/") else None
+        return None if found is None else _bare(found, key.rpartition("/")[2])
+
     # ------------------------------------------------------------------------- parts
 
     def _open(self) -> RemoteS3 | str:
         if self._opened is None:
             self._opened = open_remote(self._local, self._region, self._client)
         return self._opened
+
+    def _head(self, bucket: str, key: str) -> ObjectInfo | RemoteObject | None:
+        found = self._objects.head(f"s3://{bucket}/{key}")
+        if found is None and self.remote is not None:
+            return self.remote.head(bucket, key)
+        return found
 
     def _upload(self, uri: str, path: Path, channel: str) -> Data:
         bucket, prefix = parse_uri(uri.rstrip("/") + "/")
@@ -135,12 +198,9 @@ class Finder:
             raise ClientError(
                 f"Data download failed: channel {channel} can't read {path} (permission denied)"
             )
-        status = path.stat()
         if prefix.endswith(f"/{path.name}/"):  # the URI names the file itself
             prefix = prefix[: -len(path.name) - 1]
-        identity = f"{status.st_size}:{status.st_mtime_ns}:{status.st_ino}:{status.st_dev}"
-        item = Item(prefix + path.name, path.name, status.st_size, identity, os.path.realpath(path))
-        return Data(bucket=bucket, base=prefix, items=[item])
+        return Data(bucket=bucket, base=prefix, items=[_file_item(path, prefix + path.name)])
 
     def _manifest_bytes(self, uri: str, channel: str) -> bytes:
         path = self._uploads.get(uri.rstrip("/"))
@@ -205,9 +265,19 @@ def _item(found: ObjectInfo | RemoteObject, name: str, channel: str) -> Item | N
         refuse_local_name(name[:-1], found.uri, place)
     else:
         refuse_local_name(name, found.uri, place)
+    return _bare(found, name)
+
+
+def _bare(found: ObjectInfo | RemoteObject, name: str) -> Item:
     if isinstance(found, ObjectInfo):
         return Item(found.key, name, found.size, found.identity, found.location)
     return Item(found.key, name, found.size, found.identity, None, found)
+
+
+def _file_item(path: Path, key: str) -> Item:
+    status = path.stat()
+    identity = f"{status.st_size}:{status.st_mtime_ns}:{status.st_ino}:{status.st_dev}"
+    return Item(key, path.name, status.st_size, identity, os.path.realpath(path))
 
 
 def _read_manifest(data: bytes, uri: str, channel: str) -> tuple[str, list[str]]:

@@ -12,7 +12,7 @@ from harness._values import dataclass
 from harness.channels._remote import RemoteObject
 from harness.errors import ClientError
 
-__all__ = ["Item", "LocalTree", "read_tree"]
+__all__ = ["Item", "LocalTree", "names_below", "read_tree"]
 
 
 class Item(NamedTuple):
@@ -89,14 +89,46 @@ def read_tree(root: Path, channel: str) -> LocalTree:
 
     items.extend(entries(str(root), "", (real,)))
     items.sort(key=lambda item: item.name)
-    warnings: tuple[str, ...] = ()
-    if special:
-        text = (
-            f"channel {channel}: {len(special)} special files below {root} are no objects and wouldn't be "
-            f"in the cloud, {special[0]} for one"
-        )
-        warnings = (text,)
+    warnings = _warn_of(special, root, channel)
     return LocalTree(items=items, mountable=not leaves, warnings=warnings)
+
+
+def names_below(root: Path, channel: str) -> tuple[list[str], tuple[str, ...]] | None:
+    """Every file below `root` in key order, with warnings, without a look at any of them; None when there is a link.
+
+    Raises ClientError, naming the first directory that can't be read.
+    """
+    names: list[str] = []
+    special: list[str] = []
+    pending = [""]
+    while pending:
+        above = pending.pop()
+        try:
+            with os.scandir(f"{root}/{above}") as entries:
+                for entry in entries:
+                    # What kind of entry it is the directory says: no file is asked for anything.
+                    if entry.is_file(follow_symlinks=False):
+                        names.append(above + entry.name)
+                    elif entry.is_symlink():
+                        return None
+                    elif entry.is_dir(follow_symlinks=False):
+                        pending.append(f"{above}{entry.name}/")
+                    else:
+                        special.append(above + entry.name)
+        except OSError as error:
+            raise _unreadable(channel, f"{root}/{above}", error.strerror) from error
+    names.sort()
+    return names, _warn_of(special, root, channel)
+
+
+def _warn_of(special: Sequence[str], root: Path, channel: str) -> tuple[str, ...]:
+    if not special:
+        return ()
+    text = (
+        f"channel {channel}: {len(special)} special files below {root} are no objects and wouldn't be "
+        f"in the cloud, {special[0]} for one"
+    )
+    return (text,)
 
 
 def _unreadable(channel: str, path: str, why: str | None) -> ClientError:

@@ -19,6 +19,8 @@ __all__ = ["RemoteObject", "RemoteS3", "open_remote"]
 _PART: Final = 16 << 20
 _CONCURRENCY: Final = 16
 _LOOK: Final = 0.05
+_PIECE: Final = 1 << 20
+_ATTEMPTS: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +100,33 @@ class RemoteS3:
         with _told(found.uri):
             data: bytes = self._client.get_object(Bucket=found.bucket, Key=found.key)["Body"].read()
             return data
+
+    def stream(self, found: RemoteObject) -> Iterator[bytes]:
+        """The content of an object of any size, piece by piece; goes on where a connection broke off."""
+        from botocore.exceptions import ConnectionError as BrokenError
+        from botocore.exceptions import HTTPClientError, IncompleteReadError
+
+        done = failures = 0
+        while done < found.size:
+            with _told(found.uri):
+                try:
+                    body = self._client.get_object(
+                        Bucket=found.bucket,
+                        Key=found.key,
+                        IfMatch=f'"{found.etag}"',  # one that changed since it was listed is refused
+                        **({"Range": f"bytes={done}-"} if done else {}),
+                    )["Body"]
+                    while piece := body.read(_PIECE):
+                        done += len(piece)
+                        failures = 0
+                        yield piece
+                    if done < found.size:
+                        raise IncompleteReadError(actual_bytes=done, expected_bytes=found.size)
+                except (BrokenError, HTTPClientError, IncompleteReadError):
+                    failures += 1
+                    if failures >= _ATTEMPTS:
+                        raise
+                    time.sleep(0.1 * 2**failures)
 
     def download(
         self, wanted: Sequence[tuple[RemoteObject, Path]], progress: Progress | None, what: str

@@ -1,51 +1,33 @@
-"""Staging: from InputDataConfig to what each host mounts at /opt/ml/input/data/<channel>."""
+"""Staging: from InputDataConfig to what each host finds at /opt/ml/input/data."""
 
 from __future__ import annotations
 
 import json
-import random
+import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePosixPath
-from typing import Any, Final, Literal
+from pathlib import Path
+from typing import Any, Final
 
-from harness._values import dataclass
-from harness.channels._data import Data, Finder
-from harness.channels._filesystems import find_file_system
-from harness.channels._items import Item
+from harness.channels._data import Finder
+from harness.channels._modes import (
+    StagedChannel,
+    stage_file_system,
+    stage_files,
+    stage_pipe,
+    stage_view,
+)
+from harness.channels._pace import download_seconds, listing_seconds
 from harness.channels._snapshots import Snapshots
 from harness.errors import ClientError
-from harness.model import JsonObject, LocalOptions, Mount, Upload
+from harness.model import JsonObject, LocalOptions, Upload
 from harness.objects import ObjectStore, Progress, sort_hosts
 
 __all__ = ["StagedChannel", "stage", "used"]
 
-_DATA: Final = PurePosixPath("/opt/ml/input/data")
 _HOMOGENEOUS: Final = "homogeneousCluster"
 _USED: Final = "channels.json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class StagedChannel:
-    """One channel as one host gets it."""
-
-    name: str
-    mode: str
-    """The effective input mode: File or FastFile (contract: C18)."""
-    mount: Mount
-    files: int
-    """Objects that this host sees; 0 for a file system, whose files nobody counts."""
-    size: int
-    """Their bytes."""
-    reused: bool
-    """Nothing was copied, linked or downloaded for it."""
-    manifest: bytes | None
-    """Content of `<channel>-manifest` (contract: B7); None for a file system."""
-    distribution: str | None
-    """S3DataDistributionType; None for a file system (contract: C19)."""
-    content_type: str | None = None
-    record_wrapper: str | None = None
-    warnings: tuple[str, ...] = ()
-    """What the user should know, one sentence each."""
+_STEP: Final = 0.1
+_Shares = dict[str, StagedChannel]
 
 
 def stage(
@@ -71,22 +53,26 @@ def stage(
     get the channel (contract: E25). `s3`: a boto3 S3 client instead of the default one. `job_dir` remembers
     what the job mounts, for `used`.
 
+    In Pipe mode nothing is staged: `StagedChannel.stream` says what a `Feeder` is to feed.
+
     Raises ClientError: nothing matches, a file can't be read, no space (contract: E7, E32), or a source
     or mode that doesn't run here.
     """
+    began = time.monotonic()
     names = sort_hosts(hosts)
     finder = Finder(uploads=uploads, objects=objects, local=local, region=region, client=s3)
     snapshots = Snapshots(cache)
     staged: dict[str, list[StagedChannel]] = {name: [] for name in hosts}
+    _refuse_clashes(request)
     for channel in request.get("InputDataConfig") or ():
         source = channel["DataSource"]
         wanted = (source.get("S3DataSource") or {}).get("InstanceGroupNames")
         members = [
             name for name in names if not wanted or (groups or {}).get(name, _HOMOGENEOUS) in wanted
         ]  # contract: E25
-        mode = channel.get("InputMode") or request["AlgorithmSpecification"]["TrainingInputMode"]
+        mode = _mode(request, channel)
         if (file_system := source.get("FileSystemDataSource")) is not None:
-            one = _file_system(channel, file_system, mode, local)
+            one = stage_file_system(channel, file_system, mode, local)
             shares = dict.fromkeys(members, one)
         elif (s3_source := source.get("S3DataSource")) is not None:
             shares = _s3(channel, s3_source, mode, members, finder, snapshots, progress)
@@ -96,9 +82,11 @@ def stage(
                 f"channel {channel['ChannelName']} has {kinds} as its DataSource, which doesn't run here: "
                 "use S3DataSource or FileSystemDataSource"
             )
-        for name, share in shares.items():
-            staged[name].append(share)
+        for name, one in shares.items():
+            staged[name].append(one)
+    _fit(request, staged)
     _remember(job_dir, staged)
+    _pace(local, staged, began, progress)
     return {name: tuple(channels) for name, channels in staged.items()}
 
 
@@ -111,30 +99,31 @@ def used(job_dir: Path) -> tuple[Path, ...]:
 
 
 def _remember(job_dir: Path, staged: Mapping[str, Sequence[StagedChannel]]) -> None:
-    sources = sorted({str(share.mount.source) for shares in staged.values() for share in shares})
+    sources = sorted(
+        {str(share.mount.source) for shares in staged.values() for share in shares if share.mount is not None}
+    )
     job_dir.mkdir(parents=True, exist_ok=True)
     (job_dir / _USED).write_text(json.dumps(sources))
 
 
-def _file_system(channel: JsonObject, source: JsonObject, mode: str, local: LocalOptions) -> StagedChannel:
-    name = channel["ChannelName"]
-    if mode != "File":  # contract: E4
-        raise ClientError(
-            f"channel {name} is a file system, which SageMaker gives in File mode only, not {mode}"
-        )
-    access: Literal["ro", "rw"] = "rw" if source.get("FileSystemAccessMode", "ro") == "rw" else "ro"
-    return StagedChannel(
-        name=name,
-        mode=mode,
-        mount=Mount(source=find_file_system(name, source, local), target=_DATA / name, mode=access),
-        files=0,
-        size=0,
-        reused=True,
-        manifest=None,
-        distribution=None,
-        content_type=channel.get("ContentType"),
-        record_wrapper=channel.get("RecordWrapperType"),
-    )
+def _mode(request: JsonObject, channel: JsonObject) -> str:
+    """contract: E1"""
+    mode: str = channel.get("InputMode") or request["AlgorithmSpecification"]["TrainingInputMode"]
+    return mode
+
+
+def _refuse_clashes(request: JsonObject) -> None:
+    """A directory can't have the name of another channel's FIFO (contract: E11)."""
+    channels = request.get("InputDataConfig") or ()
+    piped = {channel["ChannelName"] for channel in channels if _mode(request, channel) == "Pipe"}
+    for channel in channels:
+        name = channel["ChannelName"]
+        other, _, number = name.rpartition("_")
+        if name not in piped and other in piped and number.isdecimal():
+            raise ClientError(
+                f"the channel {name} can't be a directory: the Pipe channel {other} has its FIFO for epoch {number} "
+                "there; give one of them another ChannelName"
+            )
 
 
 def _s3(
@@ -145,76 +134,74 @@ def _s3(
     finder: Finder,
     snapshots: Snapshots,
     progress: Progress | None,
-) -> dict[str, StagedChannel]:
-    name = channel["ChannelName"]
-    kind = source["S3DataType"]
-    _runs_here(name, mode, kind)
-    find = finder.manifest if kind == "ManifestFile" else finder.prefix
-    data = find(source["S3Uri"], name, fast=mode == "FastFile")
-    distribution = source.get("S3DataDistributionType") or "FullyReplicated"
-    sharded = distribution == "ShardedByS3Key" and len(members) > 1
-    seed = (channel.get("ShuffleConfig") or {}).get("Seed")
-    shares: dict[str, StagedChannel] = {}
-    for index, host in enumerate(members):
-        if shares and not sharded:  # contract: E22
-            shares[host] = shares[members[0]]
-            continue
-        items = _shard(data.items, index, len(members), seed) if sharded else data.items
-        warnings = data.warnings
-        if sharded and not items:
-            warnings += (
-                f"channel {name}: {host} gets no object, there are fewer objects than hosts (contract E23)",
-            )
-        if data.directory is not None and not sharded:
-            place, reused = data.directory, True
-        else:
-            snapshot = snapshots.get(items, channel=name, remote=finder.remote, progress=progress)
-            place, reused = snapshot.path, snapshot.reused
-        shares[host] = StagedChannel(
-            name=name,
-            mode=mode,
-            mount=Mount(
-                source=place,
-                target=_DATA / name,
-                mode="ro" if mode == "FastFile" else "overlay",  # contract: B16
-            ),
-            files=sum(not item.name.endswith("/") for item in items),
-            size=sum(item.size for item in items),
-            reused=reused,
-            manifest=_manifest(data, items),
-            distribution=distribution,
-            content_type=channel.get("ContentType"),
-            record_wrapper=channel.get("RecordWrapperType"),
-            warnings=warnings,
-        )
-    return shares
+) -> _Shares:
+    _check(channel, source, mode)
+    if mode == "Pipe":
+        return stage_pipe(channel, source, members, finder)
+    seen = stage_view(channel, source, members, finder) if mode == "FastFile" else None
+    return seen or stage_files(channel, source, mode, members, finder, snapshots, progress)
 
 
-def _runs_here(name: str, mode: str, kind: str) -> None:
-    if mode == "Pipe" or kind == "AugmentedManifestFile":
-        what = "Pipe mode" if mode == "Pipe" else "AugmentedManifestFile"
-        raise ClientError(f"channel {name} uses {what}, which doesn't run here yet: use File or FastFile")
-    if kind not in ("S3Prefix", "ManifestFile"):  # contract: E28
+def _check(channel: JsonObject, source: JsonObject, mode: str) -> None:
+    """What AWS refuses, for who comes without its validator."""
+    name, kind = channel["ChannelName"], source["S3DataType"]
+    if kind not in ("S3Prefix", "ManifestFile", "AugmentedManifestFile"):  # contract: E28
         raise ClientError(f"channel {name} has S3DataType {kind}, which doesn't run here: use S3Prefix")
     if mode == "FastFile" and kind != "S3Prefix":  # contract: E8
         raise ClientError(f"channel {name}: FastFile mode takes S3Prefix only, not {kind}")
+    if kind == "AugmentedManifestFile" and mode != "Pipe":  # contract: E20
+        raise ClientError(f"channel {name}: an AugmentedManifestFile comes in Pipe mode only, not {mode}")
+    if kind == "AugmentedManifestFile" and not source.get("AttributeNames"):  # contract: E21
+        raise ClientError(
+            f"channel {name}: AttributeNames must say what of the AugmentedManifestFile to stream"
+        )
 
 
-def _shard(items: Sequence[Item], index: int, hosts: int, seed: int | None) -> Sequence[Item]:
-    """This host's share: round-robin over the keys, shuffled first when a seed is given.
+def _fit(request: JsonObject, staged: Mapping[str, Sequence[StagedChannel]]) -> None:
+    """File mode's data must fit on the volume that the request asks for (contract: E3, E32)."""
+    asked = (request.get("ResourceConfig") or {}).get("VolumeSizeInGB")
+    if not asked:
+        return
+    for host, channels in staged.items():
+        # A file system isn't on the volume, nor what comes by FastFile or Pipe (contract: E29).
+        need = sum(channel.size for channel in channels if channel.mode == "File")
+        if need > asked << 30 and not _local_disks(request):
+            raise ClientError(
+                f"Data download failed:Insufficient disk space ({host} gets {need / (1 << 30):.1f} GiB in File mode, "
+                f"and VolumeSizeInGB is {asked}: ask for a larger volume, or use FastFile)"
+            )
 
-    # contract: E23, E24
-    """
-    if seed is None:
-        return items[index::hosts]
-    shuffled = list(items)
-    random.Random(seed).shuffle(shuffled)
-    return sorted(shuffled[index::hosts], key=lambda item: item.key)
+
+def _pace(
+    local: LocalOptions,
+    staged: Mapping[str, Sequence[StagedChannel]],
+    began: float,
+    progress: Progress | None,
+) -> None:
+    """Wait until listings and downloads at `local`'s pace would be through: hosts get theirs side by side."""
+    seconds, total = 0.0, 0
+    for channels in staged.values():
+        files = [channel for channel in channels if channel.mode == "File" and channel.distribution]
+        size = sum(channel.size for channel in files)
+        listings = sum(listing_seconds(local, channel.files) for channel in channels)
+        loading = download_seconds(local, sum(channel.files for channel in files), size)
+        seconds, total = max(seconds, listings + loading), max(total, size)
+    while (left := began + seconds - time.monotonic()) > 0:
+        if progress is not None:
+            progress(int(total * (1 - left / seconds)), total, "downloading at the pace of [local] s3_…")
+        time.sleep(min(left, _STEP))
 
 
-def _manifest(data: Data, items: Sequence[Item]) -> bytes:
-    """The objects of this host, in ManifestFile's form (contract: B7, E18)."""
-    cut = len(data.base)
-    rows: list[Any] = [{"prefix": f"s3://{data.bucket}/{data.base}"}]
-    rows += [item.key[cut:] for item in items]
-    return json.dumps(rows).encode()
+def _local_disks(request: JsonObject) -> bool:
+    """Whether the data may lie on disks of the instance, whose size VolumeSizeInGB doesn't tell (contract: B11)."""
+    from harness import instances
+
+    resources = request["ResourceConfig"]
+    groups = [
+        resources,
+        *(resources.get("InstanceGroups") or ()),
+        *(resources.get("InstancePreferences") or ()),
+    ]
+    return any(
+        instances.lookup(group["InstanceType"]).nvme != 0 for group in groups if "InstanceType" in group
+    )

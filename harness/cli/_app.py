@@ -34,6 +34,7 @@ COMMANDS: Final = {
     "exec": ("harness.cli._shell", "Run a command in a running host."),
     "cp": ("harness.cli._shell", "Copy files out of a host, or into one."),
     "stop": ("harness.cli._jobs", "Stop a job as SageMaker does, or kill it."),
+    "verify": ("harness.cli._verify", "Hold an image or a spec against SageMaker's container contract."),
     "image": ("harness.cli._image", "Build or list training images."),
     "doctor": ("harness.cli._doctor", "Check what this machine can do, and say what to change."),
     "gc": ("harness.cli._gc", "Free the disk space of old jobs and caches."),

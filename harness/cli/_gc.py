@@ -40,9 +40,14 @@ def gc(older_than: float, everything: bool, dry_run: bool, as_json: bool) -> Non
 
     What jobs have uploaded (model.tar.gz, checkpoints) stays.
     """
+    from harness.home import Home
     from harness.targets import local
 
     found = local.collect(older_than=older_than, everything=everything, dry_run=dry_run)
+    if not dry_run and (home := Home.find()).verify.is_dir():
+        from harness.conformance import sweep
+
+        sweep(home)
     if as_json:
         _terminal.emit_json({**found, "dry_run": dry_run})
         return

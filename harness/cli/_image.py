@@ -25,15 +25,20 @@ def image() -> None:
 )
 @click.option("--tag", metavar="NAME", help="What to call it (default: harness-pytorch).")
 @click.option("--no-cache", is_flag=True, help="Run every step anew.")
+@click.option("--launchers", is_flag=True, help="Add what mpirun and smddprun need: sshd, Open MPI, mpi4py.")
 @json_option
-def build(base: str | None, tag: str | None, no_cache: bool, as_json: bool) -> None:
+def build(base: str | None, tag: str | None, no_cache: bool, launchers: bool, as_json: bool) -> None:
     """Build the training image: a base with PyTorch, AWS's toolkits, the smdistributed stand-in."""
     from harness.engines import images
 
     screen = _terminal.Screen(sys.stderr if as_json else sys.stdout)
     try:
         built = images.build(
-            tag=tag or images.DEFAULT_TAG, base=base, progress=_progress(screen), no_cache=no_cache
+            tag=tag or images.DEFAULT_TAG,
+            base=base,
+            progress=_progress(screen),
+            no_cache=no_cache,
+            launchers=launchers,
         )
     finally:
         screen.status("")

@@ -62,6 +62,11 @@ def spec_options(command: Command) -> Command:
             click.option(
                 "--gpus", callback=_gpus, metavar="N|all|none|I,J", help="GPUs of this machine to use."
             ),
+            click.option(
+                "--ranks",
+                type=click.Choice(("cloud", "local")),
+                help="Processes of a launcher: as many as in the cloud, or one a GPU here (default: local).",
+            ),
             click.option("--job-name", metavar="NAME", help="The exact job name; else one is made."),
             click.option(
                 "--set",
@@ -71,6 +76,11 @@ def spec_options(command: Command) -> Command:
                 help="Override a word of the spec, as in hyperparameters.lr=0.1; may be repeated.",
             ),
             click.option("--strict", is_flag=True, help="Refuse when a field would have no effect here."),
+            click.option(
+                "--strict-contract",
+                is_flag=True,
+                help="Turn on what exposes common bugs: late hosts, clutter, a full volume, ….",
+            ),
             click.option("--offline", is_flag=True, help="Never talk to real S3."),
         ]
     ):
@@ -85,6 +95,7 @@ def load_spec(
     job_name: str | None,
     strict: bool,
     offline: bool,
+    strict_contract: bool = False,
     **local: Any,
 ) -> Spec:
     """The spec in that file with the command line's words over it."""
@@ -93,7 +104,12 @@ def load_spec(
     return load(
         spec,
         overrides=dict(parse_set(text) for text in assignments),
-        local={**local, "strict": strict or None, "offline": offline or None},
+        local={
+            **local,
+            "strict": strict or None,
+            "offline": offline or None,
+            "strict_contract": strict_contract or None,
+        },
         job_name=job_name,
     )
 

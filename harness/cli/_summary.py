@@ -52,6 +52,7 @@ def document(home: Home, record: JobRecord) -> JsonObject:
         "exit_codes": {host.name: host.exit_code for host in record.hosts},
         "metrics": statistics(_points(home, record.name)),
         "warm": record.result.get("warm"),
+        "strict_contract": record.result.get("strict"),
         "notes": list(record.result.get("notes", [])),
         "no_effect_here": [
             {"path": item["path"], "reason": item["reason"], "visible": item["visible"]}
@@ -94,6 +95,7 @@ def lines(
         logs = home.logs(record.name, record.attempt)
         found += _entry("logs", str(logs / f"{record.hosts[0].name}.log" if len(record.hosts) == 1 else logs))
     found += _entry("warm", *_wrapped(screen, *warmth(record)))
+    found += _entry("strict", *_wrapped(screen, *_strict_lines(record)))
     found += _entry("metrics", *_metric_lines(home, record.name))
     notes = [note for note in record.result.get("notes", []) if note not in told]
     found += _entry("notes", *_wrapped(screen, *notes))
@@ -125,6 +127,17 @@ def _metric_lines(home: Home, name: str) -> list[str]:
         for metric, each in found.items()
     ]
     return _terminal.table(("", "last", "min", "max", "values"), rows, right=(1, 2, 3, 4))
+
+
+def _strict_lines(record: JobRecord) -> list[str]:
+    """Which of the defaults that expose bugs the job met, and whether it survived them."""
+    told: JsonObject | None = record.result.get("strict")
+    if told is None:
+        return []
+    lines = [f"{'survived' if told['survived'] else 'did not survive all of'}: {', '.join(told['met'])}"]
+    if told["not_met"]:
+        lines.append("not met: " + ", ".join(f"{name} ({why})" for name, why in told["not_met"].items()))
+    return lines
 
 
 def _points(home: Home, name: str) -> list[MetricPoint]:

@@ -27,6 +27,15 @@ python3 -m pip list --format=freeze | grep -i -E '^(numpy|torch|torchvision|pill
 $pip --constraint /tmp/keep.txt "$1" "$2"
 rm /tmp/keep.txt
 
+# PyTorch before 2.0 walks over an enum in a way that Python 3.11 changed (its zero is left out), and torchrun
+# falls over the None that it gets. Only a distribution builds such a pair; this is PyTorch 2.0's own mend.
+elastic=$(python3 -c 'import importlib.util as u, os
+found = u.find_spec("torch")
+print(os.path.join(os.path.dirname(found.origin), "distributed/elastic/multiprocessing/api.py"))')
+if [ -e "$elastic" ] && python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+    sed -i 's/^\( *\)for s in Std:$/\1for s in Std.__members__.values():/' "$elastic"
+fi
+
 if [ -n "$added" ]; then
     # shellcheck disable=SC2086
     DEBIAN_FRONTEND=noninteractive apt-get purge -y --auto-remove $added

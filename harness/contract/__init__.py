@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from harness.contract._environment import platform_environment
     from harness.contract._failure import failure_reason
     from harness.contract._hosts import (
+        PROCESSES,
         HostView,
         InstanceGroup,
         ec2_hostname,
@@ -34,6 +35,7 @@ else:
             "_environment": ("platform_environment",),
             "_failure": ("failure_reason",),
             "_hosts": (
+                "PROCESSES",
                 "HostView",
                 "InstanceGroup",
                 "ec2_hostname",
@@ -49,6 +51,7 @@ else:
 __all__ = [
     "CODE",
     "ML",
+    "PROCESSES",
     "ChannelView",
     "HostView",
     "InstanceGroup",

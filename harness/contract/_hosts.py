@@ -7,9 +7,12 @@ from typing import Final
 from harness._values import dataclass
 from harness.model import JsonObject
 
-__all__ = ["HostView", "InstanceGroup", "ec2_hostname", "groups", "host_names", "host_view"]
+__all__ = ["PROCESSES", "HostView", "InstanceGroup", "ec2_hostname", "groups", "host_names", "host_view"]
 
 _HOMOGENEOUS: Final = "homogeneousCluster"
+
+PROCESSES: Final = "sagemaker_mpi_num_of_processes_per_host"
+"""The hyperparameter that says how many ranks every launcher starts on a host (contract: H13)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -110,12 +110,14 @@ def build(
     base: str | None = None,
     progress: Progress,
     no_cache: bool = False,
+    launchers: bool = False,
 ) -> BuiltImage:
     """Build the training image `tag` on `base`.
 
     `base` is an image with Python and PyTorch (default `DEFAULT_BASE`), or "debian": a base made here from
     Debian's packages, for where no image registry can be reached. A base that is here is not pulled again.
-    `no_cache` runs every step anew, and makes the Debian base anew.
+    `no_cache` runs every step anew, and makes the Debian base anew. `launchers` adds what mpirun and smddprun
+    need: sshd, Open MPI, mpi4py (contract: H20).
 
     Raises EngineError: no daemon, no network, a base without PyTorch, a step that failed.
     """
@@ -135,8 +137,12 @@ def build(
             context(),
             dockerfile="container/Dockerfile",
             tag=tag,
-            arguments={"BASE_IMAGE": base},
-            labels={"harness.base": base, **{f"harness.{name}": value for name, value in found.items()}},
+            arguments={"BASE_IMAGE": base, **({"LAUNCHERS": "mpi"} if launchers else {})},
+            labels={
+                "harness.base": base,
+                **({"harness.launchers": "mpi"} if launchers else {}),
+                **{f"harness.{name}": value for name, value in found.items()},
+            },
             no_cache=no_cache,
             progress=progress,
         )

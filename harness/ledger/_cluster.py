@@ -39,7 +39,7 @@ ENTRIES: Final[Mapping[str, Entry]] = {
     "ResourceConfig.InstanceType": _INSTANCE,
     "ResourceConfig.InstanceCount": _COUNT,
     "ResourceConfig.VolumeSizeInGB": mapped(
-        "The disk that $HARNESS_HOME is on stands in; the size is not enforced, the plan says what is free."
+        "The disk that $HARNESS_HOME is on stands in; only the data of File mode is held to the size."
     ),
     "ResourceConfig.VolumeKmsKeyId": cloud_only(
         "Volumes are not encrypted by the harness; a host can't tell."

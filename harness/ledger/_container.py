@@ -7,17 +7,13 @@ from collections.abc import Mapping
 from typing import Final
 
 from harness.ledger._entry import Entry, Given, cloud_only, emulated, honoured, mapped, when
-from harness.ledger._pipe import PIPE
+from harness.ledger._modes import FAST_FILE, PIPE
 
 __all__ = ["ENTRIES", "HYPERPARAMETERS"]
 
 
 def _sandbox(given: Given) -> bool:
     return given.sandbox
-
-
-def _several(given: Given) -> bool:
-    return given.sandbox and given.hosts > 1
 
 
 def _off(given: Given) -> bool:
@@ -54,9 +50,7 @@ ENTRIES: Final[Mapping[str, Entry]] = {
     "AlgorithmSpecification.TrainingInputMode": honoured(
         "File: every channel's files are complete on disk before the host starts."
     ).but(
-        when(
-            "FastFile", emulated("FastFile: a read-only view of the files, which are on disk from the start.")
-        ),
+        when("FastFile", FAST_FILE),
         when("Pipe", PIPE),
     ),
     "AlgorithmSpecification.MetricDefinitions": honoured("Applied to the log as its lines arrive."),
@@ -81,16 +75,11 @@ ENTRIES: Final[Mapping[str, Entry]] = {
     "Environment": honoured("Every entry is in the environment of every host, as it is."),
 }
 
-_ONE_PROCESS: Final = "is not started in the sandbox: the script is started once, as a world of one process"
-_NO_HOSTS: Final = "is not started in the sandbox, and without it several hosts would each train alone"
 
-
-def _launcher(name: str, *, script: str, sandbox: Entry) -> Entry:
-    """A launcher that the image's own toolkit starts, and the sandbox doesn't."""
-    return honoured(f"The image's own toolkit starts {name}; {script}.").but(
-        when(_off, honoured(f"{name} is switched off.")),
-        when(_several, cloud_only(f"{name} {_NO_HOSTS}.", impossible=True)),
-        when(_sandbox, sandbox),
+def _launcher(name: str, needs: str, *, sandbox: Entry) -> Entry:
+    """A launcher that the image's own toolkit starts, and in the sandbox ours."""
+    return honoured(f"The image's own toolkit starts {name}; it needs {needs} in the image.").but(
+        when(_off, honoured(f"{name} is switched off.")), when(_sandbox, sandbox)
     )
 
 
@@ -103,28 +92,32 @@ HYPERPARAMETERS: Final[Mapping[str, Entry]] = {  # contract: H10, H11
     ),
     "sagemaker_mpi_enabled": _launcher(
         "mpirun",
-        script="it needs sshd and Open MPI in the image",
-        sandbox=cloud_only(f"mpirun {_ONE_PROCESS}, without MPI's variables.", visible=True),
+        "sshd and Open MPI",
+        sandbox=emulated(
+            "The harness starts mpirun's ranks on all hosts; calls of MPI itself need mpirun and mpi4py here, and one host."
+        ),
     ),
     "sagemaker_pytorch_ddp_enabled": _launcher(
         "smddprun for PyTorch DDP",
-        script="it needs sshd and Open MPI in the image",
-        sandbox=cloud_only(f"smddprun {_ONE_PROCESS}, without MPI's variables.", visible=True),
+        "sshd and Open MPI",
+        sandbox=emulated("The harness starts smddprun's ranks on all hosts, with its variables."),
     ),
     "sagemaker_torch_distributed_enabled": honoured(
         "torchrun starts the script, one process for each GPU that a host has here, or one without GPUs."
     ).but(when(_off, honoured("torchrun is switched off."))),
     "sagemaker_distributed_dataparallel_enabled": _launcher(
         "smddprun",
-        script="it needs sshd and Open MPI in the image",
+        "sshd and Open MPI",
         sandbox=emulated(
-            "The script is started once, as a world of one, over a stand-in for smdistributed.dataparallel, not by smddprun."
+            "The harness starts smddprun's ranks on all hosts, over a stand-in for smdistributed.dataparallel."
         ),
     ),
     "sagemaker_pytorch_xla_multi_worker_enabled": _launcher(
         "PyTorch XLA",
-        script="it needs torch_xla in the image",
-        sandbox=cloud_only(f"PyTorch XLA's launcher {_ONE_PROCESS}.", visible=True),
+        "torch_xla",
+        sandbox=honoured(
+            "PyTorch XLA starts the script, if this machine's Python has torch_xla and there are GPUs."
+        ),
     ),
 }
 """Hyperparameters with a meaning of their own: they have a line beside that of HyperParameters."""

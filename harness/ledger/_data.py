@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from harness.ledger._entry import Entry, Given, cloud_only, emulated, honoured, mapped, when
-from harness.ledger._pipe import AUGMENTED, PIPE
+from harness.ledger._modes import AUGMENTED, FAST_FILE, PIPE
 
 __all__ = ["ENTRIES"]
 
@@ -34,35 +34,28 @@ ENTRIES: Final[Mapping[str, Entry]] = {
     f"{_CHANNEL}.ChannelName": honoured("The channel is at /opt/ml/input/data/ under this name."),
     f"{_CHANNEL}.ContentType": honoured("Written to inputdataconfig.json."),
     f"{_CHANNEL}.CompressionType": honoured("Files arrive as they are stored.").but(
-        when(
-            "Gzip",
-            cloud_only("Gzip is for Pipe mode, which is not available in this version.", impossible=True),
-        )
+        when("Gzip", honoured("Every object is decompressed on its way into the FIFO."))
     ),
     f"{_CHANNEL}.RecordWrapperType": honoured("Written to inputdataconfig.json.").but(
         when(
             lambda given: not _none(given),
-            cloud_only(
-                "RecordIO wrapping is for Pipe mode, which is not available in this version.", impossible=True
-            ),
+            honoured("Every object, or attribute, goes into the FIFO as one RecordIO record."),
         )
     ),
     f"{_CHANNEL}.InputMode": honoured("File: the files are complete on disk before the host starts.").but(
-        when(
-            "FastFile", emulated("FastFile: a read-only view of the files, which are on disk from the start.")
-        ),
+        when("FastFile", FAST_FILE),
         when("Pipe", PIPE),
     ),
     f"{_CHANNEL}.ShuffleConfig": _BY_MEMBERS,
     f"{_CHANNEL}.ShuffleConfig.Seed": emulated(
-        "Orders the objects before they are shared out to hosts; a directory of files shows no other order."
+        "Shuffles the objects before hosts get their shares, in Pipe mode anew for each epoch; the order is not AWS's."
     ),
     _SOURCE: _BY_MEMBERS,
     f"{_SOURCE}.S3DataSource": _BY_MEMBERS,
     f"{_SOURCE}.S3DataSource.S3DataType": honoured(
         "S3Prefix: every object whose key begins with the prefix."
     ).but(
-        when("ManifestFile", honoured("ManifestFile: the objects that the manifest lists, in File mode.")),
+        when("ManifestFile", honoured("ManifestFile: the objects that the manifest lists.")),
         when("AugmentedManifestFile", AUGMENTED),
         when("Converse", _DATASET),
     ),

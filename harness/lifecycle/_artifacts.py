@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.errors import HarnessError
 from harness.lifecycle._prepare import Prepared
+from harness.lifecycle._strict import refuse_clashes, see_that_outputs_fit
 from harness.objects import ObjectStore
 
 if TYPE_CHECKING:
@@ -102,6 +103,8 @@ class Artifacts:
         base = f"{config['S3OutputPath'].rstrip('/')}/{self._job.name}/output"
         compressed = config.get("CompressionType", "GZIP") != "NONE"
         result: dict[str, Any] = {}
+        clashes: list[str] = []
+        see_that_outputs_fit(self._job, self._prepared.trees)
         for kind, archive, inside in (
             ("model", "model.tar.gz", "model"),
             ("output", "output.tar.gz", "output/data"),
@@ -119,6 +122,7 @@ class Artifacts:
                 "files": packed.files,
                 "bytes": packed.size,
             }
+            clashes += [f"{inside}/{clash}" for clash in packed.clashes]
             for clash in packed.clashes:
                 self._job.note(
                     f"{inside}/{clash} differs between hosts: the archive holds that of the first (contract F4)"
@@ -126,3 +130,4 @@ class Artifacts:
             for warning in packed.warnings:
                 self._job.note(warning)
         self._job.store.merge_result(self._job.name, artifacts=result)
+        refuse_clashes(self._job, clashes)

@@ -14,14 +14,15 @@ from harness.engines import remove_tree
 from harness.engines.images import standins_path
 from harness.errors import ClientError, InternalServerError
 from harness.lifecycle._capacity import MASTER_PORT, claim_port
-from harness.model import Gpu, HostLaunch, Mount
+from harness.lifecycle._strict import machine_seed, see_that_it_fits
+from harness.model import Gpu, HostLaunch, JsonObject, Mount
 from harness.objects import ObjectStore
 from harness.store import HostRecord
 
 if TYPE_CHECKING:
     from harness.lifecycle._supervisor import Supervisor
 
-__all__ = ["Preparation", "Prepared"]
+__all__ = ["Preparation", "Prepared", "piped"]
 
 _ML: Final = PurePosixPath("/opt/ml")
 
@@ -38,6 +39,12 @@ class Prepared:
     logs: Path
     launches: tuple[HostLaunch, ...] = ()
     records: tuple[HostRecord, ...] = ()
+
+
+def piped(request: JsonObject) -> bool:
+    """Whether the job has a channel in Pipe mode (contract: E1)."""
+    mode = request["AlgorithmSpecification"].get("TrainingInputMode")
+    return any((one.get("InputMode") or mode) == "Pipe" for one in request.get("InputDataConfig") or ())
 
 
 class Preparation:
@@ -57,7 +64,7 @@ class Preparation:
         return self._prepared(dict.fromkeys(self._hosts, ()))
 
     def fresh(self, gpus: tuple[Gpu, ...]) -> Prepared:
-        """Everything anew: channels staged, code extracted, checkpoints restored (contract: B9, F12)."""
+        """Everything anew: channels staged, code extracted, checkpoints restored (contract: B9, E31, F12)."""
         job = self._job
         shares = self._share(gpus)
         remove_tree(self._root)
@@ -76,6 +83,7 @@ class Preparation:
             groups={host.name: host.instance_group for host in job.plan.hosts},
         )
         for host in self._hosts:
+            see_that_it_fits(job, channels[host])
             self._write_host(host, objects, channels[host])
         job.store.merge_result(
             job.name,
@@ -101,6 +109,18 @@ class Preparation:
         from harness.lifecycle._artifacts import Artifacts
 
         Artifacts(job, prepared).checkpoints.restore()
+        if piped(self._request):
+            from harness.channels import Feeder
+
+            job.feeder = Feeder(
+                job.name,
+                channels,
+                trees=prepared.trees,
+                objects=objects,
+                uploads=job.spec.uploads,
+                local=job.spec.local,
+                region=job.spec.region,
+            )
         return Prepared(
             trees=prepared.trees,
             checkpoints=prepared.checkpoints,
@@ -165,6 +185,17 @@ class Preparation:
             interface=self._job.plan.network_interface,
         )
 
+    def _told(self, host: str) -> JsonObject:
+        """The request as this host is told of it: with `[local] ranks` its launcher is told the number.
+
+        A hyperparameter is the one way that both toolkits have (contract: H13, H18).
+        """
+        plan = next((each for each in self._job.plan.hosts if each.name == host), None)
+        if plan is None or plan.processes is None:
+            return self._request
+        given = {**self._request.get("HyperParameters", {}), contract.PROCESSES: str(plan.processes)}
+        return {**self._request, "HyperParameters": given}
+
     def _write_host(self, host: str, objects: ObjectStore, channels: Sequence[StagedChannel]) -> None:
         tree = self._tree(host)
         tree.mkdir(parents=True)
@@ -175,7 +206,7 @@ class Preparation:
             self._extract(uri, objects, tree / "code")
         contract.write_tree(
             tree,
-            request=self._request,
+            request=self._told(host),
             job_name=self._job.name,
             host=self._view(host),
             channels=[
@@ -189,6 +220,7 @@ class Preparation:
                 )
                 for channel in channels
             ],
+            clutter="clutter" in self._job.spec.local.strict_contract,
         )
 
     def _extract(self, uri: str, objects: ObjectStore, dest: Path) -> None:
@@ -209,7 +241,7 @@ class Preparation:
         plan = job.plan
         sandbox = plan.engine == "sandbox"
         gpus = prepared.gpus[host]
-        hostname = contract.ec2_hostname(job.hostname_seed, host, job.spec.region)
+        hostname = contract.ec2_hostname(machine_seed(job), host, job.spec.region)
         environment = contract.platform_environment(
             self._request, job_arn=job.spec.job_arn, region=job.spec.region, hostname=hostname, gpus=len(gpus)
         )
@@ -218,13 +250,15 @@ class Preparation:
             image_entrypoint: tuple[str, ...] | None = contract.toolkit_command(python)
             # There is no image, so its ENV is given here, below what the platform sets (contract: D13).
             own = contract.image_environment() | {"HARNESS_EXTRA_PATH": str(standins_path())}
+            if "shell_arguments" in job.spec.local.strict_contract:
+                own["HARNESS_TOOLKIT_SHELL"] = "1"  # contract: D29, D31
             if not self._isolated:
                 own["HARNESS_MASTER_PORT"] = str(self._port())
             environment = own | environment
         else:
             image_entrypoint = None
         entrypoint, command = contract.command(self._request, image_entrypoint)
-        mounts = [channel.mount for channel in channels]
+        mounts = [channel.mount for channel in channels if channel.mount is not None]
         local_path = contract.checkpoint_path(self._request)
         if local_path is not None and not local_path.is_relative_to(_ML):
             source = prepared.checkpoints[host]
@@ -262,4 +296,5 @@ class Preparation:
             network_interface=plan.network_interface,
             python=plan.python,
             prepend=prepend,
+            evidence=job.directory / f"evidence-{host}.json" if job.spec.local.evidence else None,
         )

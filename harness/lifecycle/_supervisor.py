@@ -17,7 +17,7 @@ import time
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from harness import contract
 from harness.engines import Engine, Host
@@ -39,10 +39,14 @@ from harness.lifecycle._keeper import Keeper
 from harness.lifecycle._outcome import COMPLETED, STOPPED, Outcome, failed, failed_by, unforeseen
 from harness.lifecycle._owner import own, recover
 from harness.lifecycle._pause import Pause
-from harness.lifecycle._prepare import Preparation, Prepared
+from harness.lifecycle._prepare import Preparation, Prepared, piped
+from harness.lifecycle._strict import staggered, tell_of_strictness
 from harness.lifecycle._watch import StopCause, Verdict, Watch
 from harness.model import ExitStatus, Gpu, Plan, Spec
 from harness.store import Progress, StopRequest, Store, from_json
+
+if TYPE_CHECKING:
+    from harness.channels import Feeder
 
 __all__ = ["supervise"]
 
@@ -126,6 +130,8 @@ class Supervisor:
         self._clock = time.time() - time.monotonic()
         self.pause = Pause(store, name, self.directory / "hosts", debugged=self.spec.local.debug is not None)
         self._unsaved: list[str] = []
+        self.feeder: Feeder | None = None
+        """Feeds the Pipe channels of this attempt, if it has any."""
 
     # ------------------------------------------------------------------- the whole
 
@@ -172,6 +178,13 @@ class Supervisor:
             if isinstance(error, MachineError):
                 return failed_by(InternalServerError(str(error)))
             return unforeseen(error, self.directory)
+        finally:
+            if self.feeder is not None:
+                self.feeder.close()
+                self.feeder = None
+
+    def _data_problem(self) -> JobError | None:
+        return None if self.feeder is None else self.feeder.problem()
 
     def _hosts(self, engine: Engine) -> tuple[Prepared, Mapping[str, Host]]:
         """The running hosts: started now, or those that outlived an earlier supervisor.
@@ -188,6 +201,10 @@ class Supervisor:
                     return prepared, {}
                 raise InternalServerError(
                     "the job's supervisor was killed and its hosts died with it; run it again"
+                )
+            if piped(self.request):  # a reader can't tell that from the end of its epoch
+                raise InternalServerError(
+                    "the job's supervisor was killed, and with it what fed its Pipe channels; run it again"
                 )
             return prepared, hosts
         if record.attempt > 1 or self.store.hosts(self.name):
@@ -206,7 +223,8 @@ class Supervisor:
         from concurrent.futures import ThreadPoolExecutor
 
         with ThreadPoolExecutor(max_workers=8, thread_name_prefix="start") as pool:
-            started = pool.map(engine.start, prepared.launches)
+            starting = staggered(self, prepared.launches, engine.start)
+            started = pool.map(starting, prepared.launches)
             return prepared, {host.name: host for host in started}
 
     def _tell_of_warmth(self) -> None:
@@ -254,7 +272,7 @@ class Supervisor:
             scanner=scanner,
             sampler=Sampler(prepared.trees, prepared.gpus),
             grace=self.spec.local.stop_grace,
-            limits=self._limit_passed,
+            limits=lambda: StopCause.DATA if self._data_problem() else self._limit_passed(),
             companions=(checkpoints.tick, self.pause.look),
             problem=self.note,
             witness=Witness(
@@ -296,6 +314,8 @@ class Supervisor:
         """Exit codes decide (contract: G5), unless the job was stopped (contract: G7, G12)."""
         if verdict.cause in STOPPED:
             return STOPPED[verdict.cause]
+        if (problem := self._data_problem()) is not None:
+            return failed_by(problem)  # whatever the script made of data that broke off
         failure = verdict.first_failure
         if failure is None:
             return COMPLETED
@@ -370,12 +390,14 @@ class Supervisor:
         self._keeper.job_is_over()
         if engine is not None:
             try:
-                clean(self.home, self.name, engine, completed=outcome.status == "Completed")
+                done = outcome.status == "Completed" and not self.spec.local.evidence
+                clean(self.home, self.name, engine, completed=done)
             except Exception as error:
                 traceback.print_exc()
                 problem = str(error)
         if problem is not None:
             self.note(f"something of the job is left ({problem}); `harness gc` will try to remove it")
+        tell_of_strictness(self, outcome.status)
         started = self.store.summary(self.name).training_start
         _end(
             self.store,

@@ -44,6 +44,8 @@ class StopCause:
     MAX_WAIT: Final = "max-wait"
     PEER: Final = "peer"
     """Another host failed (contract: H7)."""
+    DATA: Final = "data"
+    """A Pipe channel can't be fed any more."""
 
 
 _OVERTIME: Final = (StopCause.MAX_RUNTIME, StopCause.MAX_WAIT)
@@ -208,7 +210,8 @@ class Watch:
         elif request is StopRequest.STOP:
             self._begin(StopCause.USER, self._grace)
         elif (cause := self._limits()) is not None:
-            self._begin(cause, self._grace)
+            hopeless = cause == StopCause.DATA
+            self._begin(cause, min(self._grace, _PEER_DELAY) if hopeless else self._grace)
         elif self._first_failure_at is not None and now >= self._first_failure_at + _PEER_DELAY:
             self._begin(StopCause.PEER, min(self._grace, _PEER_DELAY))
         ladder = self._ladder
@@ -224,7 +227,7 @@ class Watch:
         deadline = time.monotonic() + grace
         if self._ladder is None:
             self._ladder = _Ladder(cause=cause, deadline=deadline)
-            if cause != StopCause.PEER:
+            if cause not in (StopCause.PEER, StopCause.DATA):
                 with self._store.transaction():
                     self._store.merge_result(self._name, stop={"cause": cause, "killed": False})
                     self._store.transition(self._name, "Stopping", messages.STOPPING, status="Stopping")

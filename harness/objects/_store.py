@@ -143,6 +143,19 @@ class ObjectStore:
             return info.path
         return self.root / bucket / key if is_plain(key) else self._opaque(bucket).path(key)
 
+    def directory(self, folder_uri: str) -> Path | None:
+        """The directory whose files are the folder's objects; None when some of them can't be files.
+
+        For reading only, and it may hold links that lead elsewhere.
+        """
+        bucket, key = parse_uri(folder_uri)
+        path = self.path(folder_uri)
+        for opaque, _, status in self._opaque(bucket).scan(key):
+            marked = opaque.endswith("/") and not status.st_size and (self.root / bucket / opaque).is_dir()
+            if not marked:
+                return None
+        return path if path.is_dir() else None
+
     def head(self, uri: str) -> ObjectInfo | None:
         """The object, or None when there is none."""
         bucket, key = self._object(uri)

@@ -93,7 +93,7 @@ def _docker_cannot(spec: Spec, image: _image.Choice | None) -> str:
     if launcher and launcher.needs and "harness.image" in labels and _LAUNCHERS_LABEL not in labels:
         return (
             f"the request wants {launcher.title}, which needs {launcher.needs}, and the image {image.name} lacks them: "
-            "map to one that has them in [local.images]"
+            "make one that has them with `harness image build --launchers`, or map to one in [local.images]"
         )
     return ""
 

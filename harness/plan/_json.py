@@ -25,6 +25,7 @@ def to_json(plan: Plan) -> JsonObject:
                 "instance_group": host.instance_group,
                 "gpus": host.gpus,
                 "cloud_gpus": host.cloud_gpus,
+                "processes": host.processes,
             }
             for host in plan.hosts
         ],

@@ -10,7 +10,7 @@ from harness._values import dataclass
 from harness.model import HostPlan, JsonObject
 from harness.plan._hosts import CloudHost
 
-__all__ = ["Launcher", "asked", "cloud_ranks", "ranks"]
+__all__ = ["Launcher", "asked", "cloud_ranks", "processes", "ranks"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,11 +20,6 @@ class Launcher:
     title: str
     needs: str
     """What an image must have for it beside PyTorch; empty: nothing."""
-
-    @property
-    def in_sandbox(self) -> bool:
-        """The sandbox's stand-in for the toolkit starts it."""
-        return not self.needs
 
 
 _LAUNCHERS: Final = (  # in the toolkit's order of precedence; contract: H11
@@ -55,14 +50,23 @@ def cloud_ranks(request: JsonObject, hosts: Sequence[CloudHost]) -> int:
     )
 
 
-def ranks(request: JsonObject, engine: str, hosts: Sequence[HostPlan]) -> int:
-    """Ranks that start here under the same launcher; one a host where it isn't run."""
-    launcher = asked(request)
-    if launcher is None or (engine == "sandbox" and not launcher.in_sandbox):
+def ranks(request: JsonObject, hosts: Sequence[HostPlan]) -> int:
+    """Ranks that start here under the same launcher (contract: H13, H18)."""
+    if asked(request) is None:
         return len(hosts)
     return sum(
-        _per_host(request) or host.gpus or 1 for host in hosts if _distributed(request, host.instance_group)
+        host.processes or _per_host(request) or host.gpus or 1
+        for host in hosts
+        if _distributed(request, host.instance_group)
     )
+
+
+def processes(request: JsonObject, wanted: str, host: CloudHost, gpus: int) -> int | None:
+    """What the launcher has to be told so that `host` starts as many ranks as in the cloud; None: nothing."""
+    there = host.instance.gpus or host.instance.neuron_cores or 1
+    if wanted != "cloud" or asked(request) is None or _per_host(request) or there == (gpus or 1):
+        return None
+    return there if _distributed(request, host.group) else None
 
 
 def _per_host(request: JsonObject) -> int:

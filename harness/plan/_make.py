@@ -45,13 +45,14 @@ def make(spec: Spec, machine: Machine, *, engine: str | None = None) -> Plan:
             instance_group=host.group,
             cloud_gpus=host.instance.gpus,
             gpus=own,
+            processes=_launcher.processes(spec.request, spec.local.ranks, host, own),
         )
         for host, own in zip(cloud, shares, strict=True)
     )
     python = machine.python(spec.local.python) if chosen.name == "sandbox" else None
     asked = spec.request["AlgorithmSpecification"].get("TrainingImage")
     image_note = _note(chosen, python, asked)
-    world_size = _launcher.ranks(spec.request, chosen.name, hosts)
+    world_size = _launcher.ranks(spec.request, hosts)
     cloud_world_size = _launcher.cloud_ranks(spec.request, cloud)
     return Plan(
         engine=chosen.name,

@@ -39,7 +39,7 @@ def notes(facts: Facts) -> tuple[str, ...]:
     """Sentences for people; each says what is so, and what follows from it."""
     return tuple(
         sentence
-        for part in (_cannot, _launch, _gpus, _versions, _untested, _disk, _spot)
+        for part in (_cannot, _launch, _gpus, _versions, _untested, _pace, _disk, _spot)
         for sentence in part(facts)
     )
 
@@ -79,17 +79,22 @@ def _launch(facts: Facts) -> Iterator[str]:
     launcher = _launcher.asked(facts.spec.request)
     here, there = facts.world_size, facts.cloud_world_size
     if launcher is not None:
-        if facts.engine == "sandbox" and not launcher.in_sandbox:
-            yield (
-                f"{launcher.title} is not started here: the script runs once, as a world of one; "
-                f"in the cloud {launcher.title} starts {_ranks(there)}."
-            )
-        elif here != there:
+        if here != there:
             yield f"{launcher.title} starts {_ranks(here)} here and {_ranks(there)} in the cloud."
         if here < there:
             yield (
                 f"With a batch size per rank the global batch is {_times(there, here)} as large in the cloud: "
-                "a learning rate that fits here may not fit there."
+                "a learning rate that fits here may not fit there. --ranks cloud keeps the cloud's number."
+            )
+        shared = [host for host in facts.hosts if host.processes and host.processes > max(host.gpus, 1)]
+        if shared:
+            yield (
+                f"With --ranks cloud {launcher.title} starts {shared[0].processes} processes on each host, which "
+                + (
+                    f"share {_count(shared[0].gpus)}: NCCL wants one for each, gloo and smddp's stand-in don't."
+                    if shared[0].gpus
+                    else "share this machine's CPUs."
+                )
             )
         return
     idle = max((host.instance.gpus for host in facts.cloud), default=0)
@@ -155,6 +160,34 @@ def _gpu_memory(instance: Instance, facts: Facts) -> str:
     if instance.gpu_memory_bytes is None or smallest.memory_bytes >= instance.gpu_memory_bytes * 0.95:
         return ""
     return f"{show(instance.gpu_memory_bytes)} on each GPU ({show(smallest.memory_bytes)} on {smallest.name} here)"
+
+
+def _pace(facts: Facts) -> Iterator[str]:
+    """How fast channels come, if not as fast as this machine can."""
+    local = facts.spec.local
+    paces = [
+        f"{local.s3_latency_ms:g} ms for each object" if local.s3_latency_ms else "",
+        f"{local.s3_throughput_mbps:g} Mbit/s to each host" if local.s3_throughput_mbps else "",
+    ]
+    modes = _input_modes(facts.spec)
+    if not any(paces) or not modes:
+        return
+    slowed = [mode for mode in ("File", "Pipe") if mode in modes.values()]
+    if slowed:
+        yield f"Channels in {' and '.join(slowed)} mode come at the pace that [local] gives: {_list([p for p in paces if p])}."
+    fast = [name for name, mode in modes.items() if mode == "FastFile"]
+    if fast:
+        yield f"FastFile is not slowed down: {_list(fast)} {'are' if len(fast) > 1 else 'is'} read at this machine's own speed."
+
+
+def _input_modes(spec: Spec) -> dict[str, str]:
+    """Channel → its effective mode (contract: E1), without file systems."""
+    default = spec.request["AlgorithmSpecification"].get("TrainingInputMode") or "File"
+    return {
+        channel["ChannelName"]: channel.get("InputMode") or default
+        for channel in spec.request.get("InputDataConfig") or ()
+        if "S3DataSource" in channel["DataSource"]
+    }
 
 
 def _disk(facts: Facts) -> Iterator[str]:

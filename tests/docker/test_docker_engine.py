@@ -63,7 +63,7 @@ def left(client: docker.DockerClient, job: Any) -> list[Any]:
 
 
 def test_the_container_is_plain(job: Any, client: docker.DockerClient) -> None:
-    # contract: A12, and no --init (A9, A10)
+    # contract: A9, A10, A12. There is no --init.
     job.start(job.script(SLEEP, memory_bytes=256 << 20))
 
     config = container_of(client, job).attrs

@@ -333,7 +333,7 @@ def test_tmp_is_the_host_s_own_and_writable_by_all(job: Any) -> None:
     assert not Path("/tmp/x").exists()
 
 
-def test_stdin_is_empty(job: Any) -> None:
+def test_stdin_is_empty(job: Any) -> None:  # contract: I5
     output, _ = job.run(job.script("import sys; print(repr(sys.stdin.read()), sys.stdout.isatty())"))
 
     assert output == b"'' False\n"

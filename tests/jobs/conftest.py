@@ -201,6 +201,7 @@ def processes_of(job: Job) -> list[psutil.Process]:
 
 def to_toml(document: Mapping[str, Any]) -> str:
     """Plain values first, then tables, one level deep; lists of tables inline. Enough for job.toml."""
+    document = {key: item for key, item in document.items() if item is not None}
     lines = [f"{key} = {value(item)}" for key, item in document.items() if not isinstance(item, Mapping)]
     for key, item in document.items():
         if isinstance(item, Mapping):

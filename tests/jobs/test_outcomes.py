@@ -18,7 +18,7 @@ def statuses(record: JobRecord) -> list[str]:
 
 
 def test_completed(run: Submit, engine_name: str) -> None:
-    """# contract: F1, F2, F3, G3, G5"""
+    """# contract: F1, F2, F3, F6, G3, G5"""
     job = run(
         """
         import os, pathlib
@@ -357,3 +357,23 @@ def test_hyperparameters_arrive_as_arguments(run: Submit, engine_name: str) -> N
     )
     line = next(line for line in job.log().splitlines() if line.startswith(b"argv"))
     assert json.loads(line[5:]) == ["--batch_size", "32", "--flag", "True", "--lr", "0.0001", "-x", "adam"]
+
+
+def test_log_and_metrics_of_an_isolated_job(run: Submit, engine_name: str) -> None:
+    """# contract: D11, I19"""
+    job = run(
+        """
+        import socket
+        try:
+            socket.create_connection(("1.1.1.1", 53), 2)
+        except OSError:
+            print("nobody is there")
+        print("loss=0.5;")
+        """,
+        engine=engine_name,
+        enable_network_isolation=True,
+        metric_definitions=[{"Name": "loss", "Regex": "loss=(.*?);"}],
+    )
+    assert job.record.status == "Completed", job.log()
+    assert b"nobody is there" in job.log()
+    assert job.metrics() == {"loss": [0.5]}

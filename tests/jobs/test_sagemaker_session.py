@@ -156,7 +156,10 @@ def test_fit(
 def test_a_failed_job_raises_the_sdks_own_exception(
     estimator: Callable[..., Any], data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Two hosts, spot, checkpoints, and data that lies on this machine."""
+    """Two hosts, spot, checkpoints, and data that lies on this machine.
+
+    # contract: G22
+    """
     from sagemaker.exceptions import UnexpectedStatusException
     from sagemaker.inputs import TrainingInput
 
@@ -171,6 +174,9 @@ def test_a_failed_job_raises_the_sdks_own_exception(
     inputs = {"training": f"file://{data}", "one": TrainingInput(f"file://{data}/a.txt")}
     with pytest.raises(UnexpectedStatusException) as raised:
         made.fit(inputs)
+    assert f"Error for Training job {made.latest_training_job.name}: Failed. Reason: AlgorithmError" in str(
+        raised.value
+    )
     assert "ValueError: the labels are wrong" in str(raised.value)
     assert raised.value.actual_status == "Failed"
     told = re.sub(r"\x1b\[\d+m", "", capsys.readouterr().out)
@@ -233,7 +239,7 @@ def test_what_is_not_answered_says_so(estimator: Callable[..., Any], session: An
         client.create_training_job(TrainingJobName=3)
     made = estimator(hyperparameters={"epochs": 0})
     made.fit({"training": f"file://{data}"}, wait=False)
-    with pytest.raises(client.exceptions.ResourceInUse):
+    with pytest.raises(client.exceptions.ResourceInUse):  # contract: K23
         made.fit({"training": f"file://{data}"}, job_name=made.latest_training_job.name, wait=False)
     made.latest_training_job.wait(logs="None")
     with pytest.raises(ClientError, match="UnknownOperationException"):

@@ -164,7 +164,7 @@ def test_a_good_request_passes() -> None:
             set_("ResourceConfig.InstanceType", "ml.t9.medium"),
             f"Value 'ml.t9.medium' at 'resourceConfig.instanceType' {FAILED}: Member must satisfy enum value set: [",
         ),
-        (
+        (  # contract: B13
             set_("ResourceConfig.VolumeSizeInGB", -1),
             (
                 f"Value '-1' at 'resourceConfig.volumeSizeInGB' {FAILED}: Member must have value greater than or "
@@ -200,7 +200,7 @@ def test_a_good_request_passes() -> None:
                 "expression pattern: [A-Za-z0-9\\.\\-_]+"
             ),
         ),
-        (
+        (  # contract: E2
             set_("InputDataConfig", [channel(f"c{n}") for n in range(21)]),
             f"at 'inputDataConfig' {FAILED}: Member must have length less than or equal to 20",
         ),

@@ -478,8 +478,7 @@ def test_file_systems_that_cannot_be(bench: Bench, tmp_path: Path, channel: Json
 @pytest.mark.parametrize(
     ("channel", "message"),
     [
-        (s3("s3://b/x/", InputMode="Pipe"), "Pipe mode"),
-        (s3("s3://b/x/", kind="AugmentedManifestFile"), "AugmentedManifestFile"),
+        (s3("s3://b/x/", kind="AugmentedManifestFile"), "Pipe mode only, not File"),  # contract: E20
         (s3("s3://b/x/", kind="Converse"), "Converse"),  # contract: E28
         (s3("s3://b/x", kind="ManifestFile", InputMode="FastFile"), "S3Prefix only"),  # contract: E8
         ({"ChannelName": "training", "DataSource": {"DatasetSource": {}}}, "DatasetSource"),
@@ -539,3 +538,108 @@ def test_fifty_thousand_files_again(many: Bench) -> None:
     assert again.reused
     assert again.mount.source.stat().st_ino == inode  # nothing was made again
     print(f"50,000 unchanged files staged in {taken:.2f} s")  # measured in tests/bench, not judged here
+
+
+# --- FastFile where the files lie
+
+
+def test_a_fast_file_channel_is_mounted_as_it_is(bench: Bench, tmp_path: Path) -> None:
+    """Whatever its size, nothing is done for an object; one that changes is seen changed. contract: E8, E10"""
+    bench.put("data/a.csv", "data/sub/b.csv", "data2/c")
+    for marker in ("data/", "data/sub/"):
+        bench.objects.put_bytes(f"s3://b/{marker}", b"")
+    plant(tmp_path / "mine", "x", "y/z")
+    stored = bench.one(s3("s3://b/data/"), mode="FastFile")
+    mine = bench.one(s3("s3://b/job/input/training/"), mode="FastFile", uploads=[upload(tmp_path / "mine")])
+    for channel, place, names in (
+        (stored, bench.objects.root / "b/data", ["a.csv", "sub/b.csv"]),
+        (mine, tmp_path / "mine", ["x", "y/z"]),
+    ):
+        assert (channel.mount.source, channel.mount.mode) == (place, "ro")
+        assert (channel.files, channel.reused) == (2, True)
+        assert json.loads(channel.manifest or b"")[1:] == names
+    assert not bench.cache.exists()
+
+
+@pytest.mark.parametrize("odd", ["key that is no file", "marker of no folder", "link", "hidden", "sharded"])
+def test_fast_file_without_a_directory_of_just_these(bench: Bench, tmp_path: Path, odd: str) -> None:
+    bench.put("data/a", "data/b")
+    wanted, hosts, more = ["a", "b"], ["algo-1"], {}
+    if odd == "key that is no file":
+        bench.put("data/x", "data/x/y")
+        with pytest.raises(ClientError, match="a file and a folder at once"):
+            bench.one(s3("s3://b/data/"), mode="FastFile")
+        return
+    if odd == "marker of no folder":
+        bench.objects.put_bytes("s3://b/data/empty/", b"")
+    elif odd == "link":
+        plant(tmp_path / "elsewhere", "c")
+        (bench.objects.root / "b/data/linked").symlink_to(tmp_path / "elsewhere")
+        wanted.append("linked/c")
+    elif odd == "hidden":
+        (bench.objects.root / "b/data").chmod(0o700)
+    else:
+        hosts, more = ["algo-1", "algo-2"], {"S3DataDistributionType": "ShardedByS3Key"}
+    staged = bench.stage(s3("s3://b/data/", **more), mode="FastFile", hosts=hosts)
+    assert sorted(name for host in hosts for name in seen(staged[host][0])) == wanted  # contract: E23
+    for host in hosts:
+        [channel] = staged[host]
+        assert (channel.mount.mode, bench.cache in channel.mount.source.parents) == ("ro", True)
+
+
+def test_fast_file_of_nothing(bench: Bench, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ClientError, match="it is empty"):  # contract: E7
+        bench.one(s3("s3://b/job/input/training/"), mode="FastFile", uploads=[upload(tmp_path / "empty")])
+
+
+def test_fast_file_takes_no_longer_for_large_files(bench: Bench, tmp_path: Path) -> None:
+    """No file is opened, or even looked at: not one that can't be read. contract: E8"""
+    plant(tmp_path / "data", "a", "b")
+    (tmp_path / "data/b").chmod(0)
+    staged = bench.one(s3("s3://b/job/input/training/"), mode="FastFile", uploads=[upload(tmp_path / "data")])
+    assert staged.files == 2
+
+
+# --- the volume
+
+
+@pytest.mark.parametrize(
+    ("mode", "instance", "fits"),
+    [
+        ("File", "ml.m5.large", False),  # contract: E32
+        ("FastFile", "ml.m5.large", True),  # contract: E29
+        ("Pipe", "ml.m5.large", True),
+        ("File", "ml.g5.2xlarge", True),  # contract: B11: its own disks
+    ],
+)
+def test_data_must_fit_on_the_volume(
+    bench: Bench, tmp_path: Path, mode: str, instance: str, fits: bool
+) -> None:
+    (tmp_path / "data").mkdir()
+    with (tmp_path / "data/big").open("wb") as file:
+        file.truncate((1 << 30) + 1)
+    request = {
+        "AlgorithmSpecification": {"TrainingInputMode": mode},
+        "InputDataConfig": [s3("s3://b/job/input/training/")],
+        "ResourceConfig": {"InstanceType": instance, "InstanceCount": 1, "VolumeSizeInGB": 1},
+    }
+
+    def staged() -> None:
+        stage(
+            request,
+            [upload(tmp_path / "data")],
+            objects=bench.objects,
+            cache=bench.cache,
+            job_dir=bench.root / "jobs/job",
+            hosts=["algo-1"],
+            local=LocalOptions(offline=True),
+        )
+
+    if fits:
+        staged()
+    else:
+        with pytest.raises(
+            ClientError, match=r"Data download failed:Insufficient disk space \(algo-1 gets 1\.0 GiB"
+        ):
+            staged()

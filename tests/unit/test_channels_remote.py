@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import gzip
 import hashlib
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -13,7 +16,7 @@ from xml.sax.saxutils import escape
 
 import pytest
 
-from harness.channels import collect, extract_source, materialise_source, open_remote, stage
+from harness.channels import Feeder, collect, extract_source, materialise_source, open_remote, stage
 from harness.channels._remote import RemoteS3
 from harness.errors import ClientError
 from harness.model import JsonObject, LocalOptions, Upload
@@ -36,6 +39,8 @@ class Bucket:
         """An ETag that listings tell and objects no longer have."""
         self.lie = 0
         """Bytes by which listings are wrong."""
+        self.breaks = 0
+        """How many more answers break off in the middle."""
 
     def client(self) -> Any:
         import boto3
@@ -58,7 +63,11 @@ def handler(bucket: Bucket) -> type[BaseHTTPRequestHandler]:
             for name, value in ({"Content_Length": str(len(body))} | headers).items():
                 self.send_header(name.replace("_", "-"), value)
             self.end_headers()
-            if self.command != "HEAD":
+            if self.command != "HEAD" and len(body) > 100_000 and bucket.breaks:
+                bucket.breaks -= 1
+                self.wfile.write(body[: len(body) // 2])
+                self.close_connection = True
+            elif self.command != "HEAD":
                 self.wfile.write(body)
 
         def error(self, status: int, code: str) -> None:
@@ -304,3 +313,96 @@ def test_checkpoints_come_from_s3_and_stay_here(bucket: Bucket, store: ObjectSto
     assert [info.key for info in store.list("s3://real/")] == ["ckpt/1.pt", "ckpt/2.pt"]
     bucket.objects["ckpt/3.pt"] = b"three"
     assert sync().restore() == 2  # the local place isn't empty any more
+
+
+# --- Pipe mode
+
+
+@contextlib.contextmanager
+def feeding(
+    bucket: Bucket, store: ObjectStore, monkeypatch: pytest.MonkeyPatch, **channel: Any
+) -> Iterator[tuple[Feeder, Path]]:
+    """A process that streams from the bucket, with the user's own credentials."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{bucket.port}")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
+    root = store.root.parent
+    asked = request("s3://real/data/")
+    asked["AlgorithmSpecification"]["TrainingInputMode"] = "Pipe"
+    source = {key: channel.pop(key) for key in ("S3DataType", "S3Uri", "AttributeNames") if key in channel}
+    asked["InputDataConfig"][0] |= channel
+    asked["InputDataConfig"][0]["DataSource"]["S3DataSource"] |= source
+    common: dict[str, Any] = {"objects": store, "local": LocalOptions(), "region": "us-east-1"}
+    staged = stage(asked, (), cache=root / "cache", job_dir=root / "job", hosts=["algo-1"], **common)
+    (root / "ml/input/data").mkdir(parents=True)
+    feeder = Feeder("job", staged, trees={"algo-1": root / "ml"}, uploads=(), **common)
+    try:
+        yield feeder, root / "ml/input/data/training_0"
+    finally:
+        feeder.close()
+    assert not (root / "cache").exists()  # contract: E29
+
+
+def test_pipe_streams_from_s3(bucket: Bucket, store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    big = bytes(range(256)) * 12_000
+    bucket.objects = {"data/a": b"first", "data/b": big, "data/c": b"", "data/d": b"last"}
+    bucket.breaks = 3
+    with feeding(bucket, store, monkeypatch) as (feeder, fifo):
+        assert fifo.read_bytes() == b"first" + big + b"last"  # contract: E14
+        assert feeder.problem() is None
+    assert bucket.breaks == 0
+    assert bucket.gets == ["data/a", *["data/b"] * 4, "data/d"]
+
+
+def test_records_and_gzip_from_s3(
+    bucket: Bucket, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket.objects = {"data/a": gzip.compress(b"text")}
+    told = {"RecordWrapperType": "RecordIO", "CompressionType": "Gzip"}
+    with feeding(bucket, store, monkeypatch, **told) as (_, fifo):
+        assert fifo.read_bytes() == bytes.fromhex("0a23d7ce04000000") + b"text"  # contract: E15, E17
+
+
+def test_an_augmented_manifest_of_s3(
+    bucket: Bucket, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket.objects = {"list": b'{"x-ref": "s3://real/one", "y": 1}\n', "one": b"image"}
+    told = {
+        "S3DataType": "AugmentedManifestFile",
+        "S3Uri": "s3://real/list",
+        "AttributeNames": ["y", "x-ref"],
+    }
+    with feeding(bucket, store, monkeypatch, **told) as (_, fifo):
+        assert fifo.read_bytes() == b"1image"  # contract: E21
+
+
+def test_an_object_of_s3_that_changed(
+    bucket: Bucket, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket.objects = {"data/a": b"one"}
+    with feeding(bucket, store, monkeypatch) as (feeder, fifo):
+        bucket.objects["data/a"] = b"two"
+        threading.Thread(target=fifo.read_bytes, daemon=True).start()
+        while (problem := feeder.problem()) is None:
+            time.sleep(0.01)
+        assert "s3://real/data/a" in str(problem)
+        assert "PreconditionFailed" in str(problem)
+
+
+def test_fast_file_of_s3_says_that_it_is_not_lazy(bucket: Bucket, store: ObjectStore) -> None:
+    bucket.objects = {"data/a": b"one"}
+    asked = request("s3://real/data/")
+    asked["InputDataConfig"][0]["InputMode"] = "FastFile"
+    root = store.root.parent
+    channel = stage(
+        asked,
+        (),
+        objects=store,
+        cache=root / "cache",
+        job_dir=root / "job",
+        hosts=["algo-1"],
+        local=LocalOptions(),
+        s3=bucket.client(),
+    )["algo-1"][0]
+    assert (channel.mount.source / "a").read_bytes() == b"one"
+    assert "downloaded before the start" in channel.warnings[0]

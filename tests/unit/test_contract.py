@@ -118,7 +118,8 @@ def test_hostnames_look_like_ec2_and_differ() -> None:  # contract: A20, D9
 # -------------------------------------------------------------------------------- tree
 
 
-def test_the_tree_of_a_plain_job(tmp_path: Path) -> None:  # contract: B1, B3, B5, B6, C2, C28
+def test_the_tree_of_a_plain_job(tmp_path: Path) -> None:
+    # contract: B1, B2, B3, B5, B6, B23, B25, C2, C21, C28
     ml = tmp_path / "ml"
     ml.mkdir()
     old = os.umask(0o077)

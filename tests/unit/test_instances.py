@@ -101,6 +101,7 @@ def test_a_typo_says_what_was_meant(name: str, words: str) -> None:
 @pytest.mark.parametrize(
     ("resources", "stopping", "words"),
     [
+        # contract: B11
         ({"InstanceType": "ml.g5.xlarge", "VolumeSizeInGB": 30, "VolumeKmsKeyId": "k"}, {}, "VolumeKmsKeyId"),
         ({"InstanceType": "ml.g4dn.xlarge", "VolumeSizeInGB": 500}, {}, "(125 GB)"),
         ({"InstanceType": "ml.m5.xlarge"}, {}, "VolumeSizeInGB must be given for ml.m5.xlarge"),

@@ -146,15 +146,15 @@ H, E, M, C = Treatment.HONOURED, Treatment.EMULATED, Treatment.MAPPED, Treatment
     [
         ("AlgorithmSpecification.TrainingInputMode", "File", H, False),  # contract: E3
         ("AlgorithmSpecification.TrainingInputMode", "FastFile", E, False),  # contract: E8, B16
-        ("AlgorithmSpecification.TrainingInputMode", "Pipe", C, True),  # contract: E11
-        ("InputDataConfig[].InputMode", "Pipe", C, True),
+        ("AlgorithmSpecification.TrainingInputMode", "Pipe", H, False),  # contract: E11
+        ("InputDataConfig[].InputMode", "Pipe", H, False),
         ("InputDataConfig[].CompressionType", "None", H, False),
-        ("InputDataConfig[].CompressionType", "Gzip", C, True),  # contract: E17
+        ("InputDataConfig[].CompressionType", "Gzip", H, False),  # contract: E17
         ("InputDataConfig[].RecordWrapperType", "None", H, False),
-        ("InputDataConfig[].RecordWrapperType", "RecordIO", C, True),  # contract: E15
+        ("InputDataConfig[].RecordWrapperType", "RecordIO", H, False),  # contract: E15
         (f"{S3}.S3DataType", "S3Prefix", H, False),
         (f"{S3}.S3DataType", "ManifestFile", H, False),  # contract: E18
-        (f"{S3}.S3DataType", "AugmentedManifestFile", C, True),  # contract: E20
+        (f"{S3}.S3DataType", "AugmentedManifestFile", H, False),  # contract: E20
         (f"{S3}.S3DataType", "Converse", C, True),  # contract: E28
         (f"{S3}.S3DataDistributionType", "FullyReplicated", H, False),  # contract: E22
         (f"{S3}.S3DataDistributionType", "ShardedByS3Key", E, False),  # contract: E23
@@ -190,12 +190,12 @@ def test_what_happens_depends_on_the_value(
         ("sagemaker_torch_distributed_enabled", "sandbox", 2, H, False, False),
         ("sagemaker_torch_distributed_enabled", "docker", 2, H, False, False),
         ("sagemaker_distributed_dataparallel_enabled", "sandbox", 1, E, False, False),
-        ("sagemaker_distributed_dataparallel_enabled", "sandbox", 2, C, True, True),
+        ("sagemaker_distributed_dataparallel_enabled", "sandbox", 2, E, False, False),
         ("sagemaker_distributed_dataparallel_enabled", "docker", 2, H, False, False),
-        ("sagemaker_mpi_enabled", "sandbox", 1, C, True, False),
-        ("sagemaker_mpi_enabled", "sandbox", 2, C, True, True),
-        ("sagemaker_pytorch_ddp_enabled", "sandbox", 1, C, True, False),
-        ("sagemaker_pytorch_xla_multi_worker_enabled", "sandbox", 1, C, True, False),
+        ("sagemaker_mpi_enabled", "sandbox", 1, E, False, False),
+        ("sagemaker_mpi_enabled", "sandbox", 2, E, False, False),
+        ("sagemaker_pytorch_ddp_enabled", "sandbox", 1, E, False, False),
+        ("sagemaker_pytorch_xla_multi_worker_enabled", "sandbox", 1, H, False, False),
     ],
 )
 def test_launchers(  # contract: H10

@@ -268,7 +268,7 @@ def test_an_archive_in_the_store_is_an_object(ml: Path, tmp_path: Path) -> None:
     assert store.exists(uri)
     copied = copy_uncompressed({"algo-1": ml / "model"}, store.path("s3://b/job/output/model/"))
     assert copied is not None
-    assert store.exists("s3://b/job/output/model/w")  # contract: F9
+    assert store.exists("s3://b/job/output/model/w")  # contract: F8, F9
 
 
 @pytest.mark.parametrize("content", [b"", b"Exception: x", b"\xff\x00\xfe", "é".encode() * 2000])

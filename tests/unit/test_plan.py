@@ -166,7 +166,6 @@ def test_the_sandbox_runs_what_says_what_to_start(box: Box, changes: dict[str, A
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"algorithm": {"TrainingInputMode": "Pipe"}}, "TrainingInputMode is Pipe: Pipe mode"),
         ({"algorithm": {"TrainingImage": None, "AlgorithmName": "a"}}, "AlgorithmName is a: An algorithm"),
         ({"ServerlessJobConfig": {"JobType": "FineTuning"}}, "ServerlessJobConfig.JobType is FineTuning"),
     ],
@@ -361,8 +360,8 @@ def test_an_unknown_instance_type(box: Box) -> None:
             {"sagemaker_torch_distributed_enabled": "true", "sagemaker_mpi_num_of_processes_per_host": "3"},
             2, 0, 6, 6,
         ),
-        ({"sagemaker_distributed_dataparallel_enabled": "true"}, 1, 4, 1, 8),
-        ({"sagemaker_mpi_enabled": "true", "sagemaker_torch_distributed_enabled": "true"}, 1, 4, 1, 8),  # H11
+        ({"sagemaker_distributed_dataparallel_enabled": "true"}, 1, 4, 4, 8),
+        ({"sagemaker_mpi_enabled": "true", "sagemaker_torch_distributed_enabled": "true"}, 1, 4, 4, 8),  # contract: H11
     ],
 )  # fmt: skip
 def test_ranks_here_and_there_in_the_sandbox(
@@ -392,10 +391,20 @@ def test_our_own_image_has_no_mpi_and_is_not_sent_into_it(box: Box) -> None:
         plan.make(spec(hyper=hyper), machine, engine="docker")
 
 
-def test_several_hosts_without_their_launcher_are_refused(box: Box) -> None:
-    many = spec(hyper={"sagemaker_mpi_enabled": "true"}, resources={"InstanceCount": 2})
-    with pytest.raises(EngineError, match="mpirun is not started in the sandbox, and without it"):
-        plan.make(many, box(), engine="sandbox")
+@pytest.mark.parametrize("number", [0, 1, 8])
+@pytest.mark.parametrize("launcher", ["torch_distributed", "mpi", "distributed_dataparallel", "pytorch_ddp"])
+def test_ranks_of_the_cloud(box: Box, launcher: str, number: int) -> None:  # contract: H13, H18, H23
+    asked = spec(hyper={f"sagemaker_{launcher}_enabled": "true"}, local={"ranks": "cloud"})
+    made = plan.make(asked, box(number=number))
+    assert (made.world_size, made.cloud_world_size) == (8, 8)
+    # A launcher that finds as many by itself isn't told: the script sees what it sees in the cloud.
+    assert made.hosts[0].processes == (None if number == 8 else 8)
+    assert said(made, "processes on each host, which share") == (number < 8)
+
+
+def test_ranks_of_the_cloud_change_nothing_without_a_launcher(box: Box) -> None:  # contract: H9
+    made = plan.make(spec(local={"ranks": "cloud"}), box())
+    assert (made.world_size, made.hosts[0].processes) == (1, None)
 
 
 def test_only_the_named_groups_are_launched(box: Box) -> None:  # contract: H26
@@ -497,7 +506,7 @@ def test_notes_with_a_launcher(box: Box) -> None:
     ), made.notes
     assert not said(made, "No launcher")
     made = plan.make(spec(hyper={"sagemaker_distributed_dataparallel_enabled": "true"}), box())
-    assert said(made, "smddprun is not started here: the script runs once, as a world of one"), made.notes
+    assert said(made, "smddprun starts 1 process here and 8 processes in the cloud"), made.notes
 
 
 @pytest.mark.parametrize(
@@ -582,7 +591,7 @@ def test_json_is_plain_and_stable(box: Box) -> None:
             "instance_type": "ml.p4d.24xlarge",
             "instance_group": "homogeneousCluster",
             "gpus": 1,
-            "cloud_gpus": 8,
+            "cloud_gpus": 8, "processes": None,
         }
     ]
     assert found["fields"][0] == {
@@ -625,3 +634,26 @@ def test_every_part_of_the_plan_is_in_the_json(box: Box) -> None:
     }  # fmt: skip
     for field in (*dataclasses.fields(Plan), *dataclasses.fields(FieldTreatment)):
         assert renamed.get(field.name, field.name) in told, field.name
+
+
+@pytest.mark.parametrize(
+    ("local", "words"),
+    [
+        ({}, []),
+        (
+            {"s3_latency_ms": 20.0, "s3_throughput_mbps": 800.0},
+            [
+                "Channels in File and Pipe mode come at the pace that [local] gives: 20 ms for each object and 800 Mbit/s to each host.",
+                "FastFile is not slowed down: fast is read at this machine's own speed.",
+            ],
+        ),
+    ],
+)
+def test_notes_on_the_pace_of_s3(box: Box, local: dict[str, Any], words: list[str]) -> None:
+    def channel(name: str, **more: Any) -> dict[str, Any]:
+        source = {"S3DataType": "S3Prefix", "S3Uri": "s3://b/x/"}
+        return {"ChannelName": name, "DataSource": {"S3DataSource": source}, **more}
+
+    inputs = [channel("a"), channel("b", InputMode="Pipe"), channel("fast", InputMode="FastFile")]
+    made = plan.make(spec(local, InputDataConfig=inputs), box())
+    assert [note for note in made.notes if "pace" in note or "FastFile" in note] == words

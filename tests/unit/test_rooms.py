@@ -33,6 +33,7 @@ ROOMS = (
     "targets",
     "cloud",
     "debugging",
+    "conformance",
     "notebook",
     "cli",
 )

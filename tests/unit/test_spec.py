@@ -281,6 +281,12 @@ def test_an_unknown_key_says_what_was_meant(project: Path, more: str, words: str
         ("[local]\ngpus = 'some'", "[local] gpus must be"),
         ("[local]\nshm_size = 'big'", "[local] shm_size must be"),
         ("[local]\nstop_grace = '2 min'", "[local] stop_grace must be a number of seconds"),
+        (
+            "[local]\ns3_latency_ms = '20 ms'",
+            "[local] s3_latency_ms must be milliseconds, 0 or more, not '20 ms'",
+        ),
+        ("[local]\ns3_latency_ms = -1", "[local] s3_latency_ms must be milliseconds"),
+        ("[local]\ns3_throughput_mbps = inf", "[local] s3_throughput_mbps must be megabits per second, or 0"),
         ("[local]\nstrict = 'yes'", "[local] strict must be true or false"),
         ("[local]\nimages = ['a']", "[local] images must be a table of strings"),
         ("local = 3", "local must be a table"),
@@ -568,6 +574,8 @@ gpus = "0,2"
 shm_size = "64m"
 memory = 1073741824
 stop_grace = 5
+s3_latency_ms = 20
+s3_throughput_mbps = 12.5
 offline = true
 [local.file_systems]
 "fs-0123456789abcdef0" = "data"
@@ -581,6 +589,8 @@ offline = true
         shm_size="64m",
         memory="1073741824",
         stop_grace=5.0,
+        s3_latency_ms=20.0,
+        s3_throughput_mbps=12.5,
         offline=True,
         file_systems={"fs-0123456789abcdef0": str(project / "data")},
         images={"a*": "b", "c": "d"},

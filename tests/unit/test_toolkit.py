@@ -184,12 +184,12 @@ def test_every_variable_in_its_order(job: Job) -> None:  # contract: D15–D19
         "SM_HP_FLAG": "true",
         "SM_HP_NOTHING": "",
     }
-    assert found == expected
+    assert found == expected  # contract: D17, D18, D19, D23
     assert list(found) == list(expected)
     assert training["master_hostname"] == "localhost"
     assert training["is_master"] is True
     assert training["job_name"] == "the-job"
-    assert training["topology"] == []
+    assert training["topology"] == []  # contract: C15
     assert environ["SAGEMAKER_JOB_NAME"] == "the-job"  # contract: D20
     assert environ["CURRENT_HOST"] == "localhost"
     assert environ["SAGEMAKER_REGION"] == ""
@@ -283,7 +283,7 @@ def test_gpus(
         ("key", '[1,2,"a"]', ["--key", "[1, 2, 'a']"]),
         ("key", '{"b":1,"a":"x y"}', ["--key", "a=x y,b=1"]),
         ("key", "a;echo INJECTED $HOME *", ["--key", "a;echo INJECTED $HOME *"]),
-        # contract: D25, D26
+        # contract: C7, D25, D26
         ("_tuning_objective_metric", "loss", []),
         ("default_user_module_name", "x", []),
         ("sagemaker_anything", "1", []),
@@ -502,7 +502,7 @@ def torchrun(job: Job, tmp_path: Path) -> None:
 )
 def test_torchrun(
     job: Job, tmp_path: Path, gpus: str, processes: str | None, count: str
-) -> None:  # contract: H13, H14
+) -> None:  # contract: H13, H14, H16
     job.instance_type = "ml.p4d.24xlarge"
     job.hyperparameters = {"sagemaker_torch_distributed_enabled": "true", "lr": "0.1"}
     if processes is not None:
@@ -548,41 +548,6 @@ def test_torchrun_takes_only_programs(job: Job, code: dict[str, str]) -> None:  
     job.environment = {"PIP_NO_INDEX": "1", "PIP_TARGET": str(job.base / "site")}
     result = job.run()
     assert result.code == 1
-
-
-LAUNCHERS = [
-    ("sagemaker_mpi_enabled", "MPI (mpirun)"),
-    ("sagemaker_pytorch_ddp_enabled", "smddprun for PyTorch DDP"),
-    ("sagemaker_distributed_dataparallel_enabled", "smddprun"),
-    ("sagemaker_pytorch_xla_multi_worker_enabled", "PyTorch XLA (xla_spawn)"),
-]
-
-
-@pytest.mark.parametrize(("name", "launcher"), LAUNCHERS)
-def test_other_launchers_stand_out(job: Job, name: str, launcher: str) -> None:
-    job.hyperparameters = {name: "true"}
-    result = job.run()
-    assert result.probe["argv"] == ["train.py"]
-    assert result.log.count(f"The launcher {launcher} is not run here") == 1
-
-
-@pytest.mark.parametrize(("name", "launcher"), LAUNCHERS)
-def test_other_launchers_need_one_host(job: Job, name: str, launcher: str) -> None:
-    job.hosts = ["localhost", "other"]
-    job.environment = {"SM_STUDIO_LOCAL_MODE": "true"}
-    job.hyperparameters = {name: "true"}
-    result = job.run()
-    assert result.code == 1
-    assert result.failure.startswith(f"The launcher {launcher} is not run here")
-
-
-def test_precedence(job: Job) -> None:  # contract: H11
-    job.hyperparameters = {
-        "sagemaker_torch_distributed_enabled": "true",
-        "sagemaker_distributed_dataparallel_enabled": "true",
-        "sagemaker_mpi_enabled": "true",
-    }
-    assert "The launcher MPI (mpirun) is not run here" in job.run().log
 
 
 @pytest.mark.slow

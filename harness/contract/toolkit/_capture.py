@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["COMPILER_PATHS", "Capture", "message"]
+import re
+
+__all__ = ["COMPILER_PATHS", "Capture", "message", "tagged"]
 
 COMPILER_PATHS = (
     "tensorflow/compiler/xla",
@@ -36,6 +38,23 @@ _LIMIT = 256 * 1024
 """Characters to keep per stream. The toolkit keeps all; FailureReason shows 1024."""
 
 
+_TAG = re.compile(rb"\[(\d),(\d+)\]<(stdout|stderr)>")
+_SHORT_TAG = re.compile(r"\[(\d),(\d)\]<(?:stdout|stderr)>")
+"""What is taken off before lines are compared: ranks above 9 keep theirs, and so what they say comes again."""
+
+
+def tagged(lines: bytes, processes: object) -> bytes:
+    """mpirun's tags as the toolkit writes them; the host is a guess from the rank (contract: H21)."""
+    if not isinstance(processes, int) or processes < 1:
+        return lines
+
+    def named(found: re.Match[bytes]) -> bytes:
+        job, rank, stream = found.groups()
+        return b"[%s,mpirank:%s,algo-%d]<%s>" % (job, rank, int(rank) // processes + 1, stream)
+
+    return _TAG.sub(named, lines)
+
+
 class Capture:
     """Keeps the lines of one stream, from the first that has a known error name on."""
 
@@ -57,7 +76,7 @@ class Capture:
                 return
             del lines[:first]
         for line in lines:
-            text = line.decode("utf-8", "replace").strip(" :\n")
+            text = _SHORT_TAG.sub("", line.decode("utf-8", "replace")).strip(" :\n")
             # What comes again says nothing new; the first line is told apart by its place.
             if text in self._seen:
                 continue

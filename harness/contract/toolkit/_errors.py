@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = [
     "ClientError",
     "CommandError",
+    "CompilerConfigurationError",
     "ExecuteUserScriptError",
     "InstallModuleError",
     "InstallRequirementsError",
@@ -13,6 +14,10 @@ __all__ = [
 
 class ClientError(Exception):
     """The user's fault: exit code 1, and its text is the failure file's."""
+
+
+class CompilerConfigurationError(Exception):
+    """A job that PyTorch XLA can't run. As in AWS's toolkit it counts as a crash of the toolkit itself."""
 
 
 class CommandError(ClientError):

@@ -1,4 +1,4 @@
-"""Which launcher the request asks for, and what of it runs here."""
+"""Which launcher the request asks for, and the command lines of torchrun and xla_spawn."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 
 from . import _entry_point
 from ._environment import which
-from ._errors import ClientError
+from ._errors import ClientError, CompilerConfigurationError
 from ._log import PYTORCH
 
 TYPE_CHECKING = False
@@ -18,35 +18,49 @@ if TYPE_CHECKING:
     from ._environment import Environment
     from ._log import Log
 
-__all__ = ["MASTER_PORT", "TORCHRUN", "await_hosts", "choose", "torchrun"]
+__all__ = [
+    "DATA_PARALLEL",
+    "EFA",
+    "MASTER_PORT",
+    "MPI",
+    "RDMA",
+    "TORCHRUN",
+    "XLA",
+    "await_hosts",
+    "choose",
+    "torchrun",
+    "xla_spawn",
+]
 
-TORCHRUN = "torchrun"
 MASTER_PORT = "7777"
 """contract: D22, H13"""
 
-_EFA = frozenset(
+EFA = frozenset(
     "ml.g4dn.8xlarge ml.g4dn.12xlarge ml.g5.48xlarge ml.p3dn.24xlarge ml.p4d.24xlarge ml.p4de.24xlarge "
     "ml.p5.48xlarge ml.p5e.48xlarge ml.trn1.32xlarge ml.p6e-gb200.36xlarge".split()
 )
 """contract: H15, as in 5.1.4"""
-_RDMA = frozenset(
+RDMA = frozenset(
     "ml.p4d.24xlarge ml.p4de.24xlarge ml.p5.48xlarge ml.p5e.48xlarge ml.trn1.32xlarge "
     "ml.p6e-gb200.36xlarge".split()
 )
 
+MPI = "mpi"
+DATA_PARALLEL = "smddprun"
+TORCHRUN = "torchrun"
+XLA = "xla_spawn"
+
 _ORDER = (
-    ("sagemaker_mpi_enabled", "MPI (mpirun)", None),
-    (
-        "sagemaker_pytorch_ddp_enabled",
-        "smddprun for PyTorch DDP",
-        "Invoking SMDataParallel for native PT DDP job",
-    ),
+    ("sagemaker_mpi_enabled", MPI, None),
+    ("sagemaker_pytorch_ddp_enabled", DATA_PARALLEL, "Invoking SMDataParallel for native PT DDP job"),
     ("sagemaker_torch_distributed_enabled", TORCHRUN, "Invoking TorchDistributed..."),
-    ("sagemaker_distributed_dataparallel_enabled", "smddprun", "Invoking SMDataParallel"),
-    ("sagemaker_pytorch_xla_multi_worker_enabled", "PyTorch XLA (xla_spawn)", "Invoking PT-XLA Runner"),
+    ("sagemaker_distributed_dataparallel_enabled", DATA_PARALLEL, "Invoking SMDataParallel"),
+    ("sagemaker_pytorch_xla_multi_worker_enabled", XLA, "Invoking PT-XLA Runner"),
 )
 """Hyperparameter, launcher and log line, in the order of precedence (contract: H11)."""
 
+_XLA_MESH_PORT = 53957
+_XLA_WORKER_PORT = 43857
 _DNS_LIMIT = 15 * 60.0
 _DNS_LONGEST = 30.0
 
@@ -71,40 +85,23 @@ def await_hosts(hosts: Sequence[str]) -> None:
 
 
 def choose(environment: Environment, log: Log, *, pytorch: bool) -> str | None:
-    """The launcher to use here: None for a plain start, or torchrun.
-
-    Of the others none runs here. On one host the script is started once instead, and the log says so; on
-    several it would be as many trainings that know nothing of each other: ClientError.
-    """
+    """The launcher to use here; None for a plain start (contract: H9, H11)."""
     if not environment.distributed:
         return None
     for name, launcher, line in _ORDER if pytorch else _ORDER[:1]:
-        if not environment.framework_parameters.get(name):
-            continue
-        if line is not None:
-            log.info(line, PYTORCH)
-        if launcher == TORCHRUN:
-            return TORCHRUN
-        if len(environment.distribution_hosts) > 1:
-            raise ClientError(
-                f"The launcher {launcher} is not run here, and without it the "
-                f"{len(environment.distribution_hosts)} hosts would each train alone: use one host, or "
-                "torch_distributed."
-            )
-        log.warning(
-            f"The launcher {launcher} is not run here: the script is started once, without it, "
-            "as a world of one process."
-        )
-        return None
+        if environment.framework_parameters.get(name):
+            if line is not None:
+                log.info(line, PYTORCH)
+            return launcher
     return None
 
 
 def torchrun(environment: Environment, name: str, arguments: Sequence[str], log: Log) -> list[str]:
     """The words that start torchrun, and its variables into os.environ (contract: H13, H14, H16)."""
     log.info("Starting distributed training through torchrun")
-    if environment.instance_type in _EFA:
+    if environment.instance_type in EFA:
         os.environ["FI_PROVIDER"] = "efa"
-    if environment.instance_type in _RDMA:
+    if environment.instance_type in RDMA:
         os.environ["FI_EFA_USE_DEVICE_RDMA"] = "1"
         os.environ["RDMAV_FORK_SAFE"] = "1"
     os.environ["NCCL_SOCKET_IFNAME"] = environment.interface
@@ -140,3 +137,42 @@ def torchrun(environment: Environment, name: str, arguments: Sequence[str], log:
 def _program() -> list[str]:
     """torchrun; a PyTorch that brought no such script has the module."""
     return [TORCHRUN] if which(TORCHRUN) is not None else [sys.executable, "-m", "torch.distributed.run"]
+
+
+def xla_spawn(environment: Environment, name: str, arguments: Sequence[str], log: Log) -> list[str]:
+    """The words that start PyTorch XLA's launcher, and its variables into os.environ (contract: H24)."""
+    log.info("Starting distributed training through PT-XLA Runtime.")
+    gpus, hosts = environment.num_gpus, environment.distribution_hosts
+    if gpus <= 0:
+        raise CompilerConfigurationError("Distributed training through PT-XLA is only supported for GPUs.")
+    import importlib
+
+    for module in ("torch_xla", "torch_xla.distributed.xla_spawn"):
+        try:
+            importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            raise CompilerConfigurationError(
+                f"PyTorch XLA's launcher needs {module}, which this Python hasn't got: "
+                "it comes with AWS's SageMaker Training Compiler images."
+            ) from error
+    os.environ["NCCL_DEBUG"] = "info"
+    os.environ["NCCL_PROTO"] = "simple"
+    os.environ["FI_EFA_USE_DEVICE_RDMA"] = "1"
+    os.environ["OFI_NCCL_NIC_DUP_CONNS"] = str(gpus)
+    os.environ["XRT_HOST_ORDINAL"] = str(hosts.index(environment.current_host))
+    os.environ["XRT_SHARD_WORLD_SIZE"] = str(len(hosts))
+    os.environ["XRT_WORKERS"] = "|".join(
+        f"localservice:{number};{host}:{_XLA_WORKER_PORT}" for number, host in enumerate(hosts)
+    )
+    os.environ["GPU_NUM_DEVICES"] = str(gpus)
+    if len(hosts) > 1:
+        os.environ["XRT_MESH_SERVICE_ADDRESS"] = f"{environment.master}:{_XLA_MESH_PORT}"
+    if _entry_point.kind(environment.code_dir, name) != _entry_point.PROGRAM:
+        raise CompilerConfigurationError(
+            "Distributed training through PT-XLA needs a Python script as the entry point."
+        )
+    return [
+        *(sys.executable, "-m", "torch_xla.distributed.xla_spawn", "--num_gpus", str(gpus)),
+        name,
+        *arguments,
+    ]

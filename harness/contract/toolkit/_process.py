@@ -18,11 +18,11 @@ from ._log import write
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from ._log import Log
 
-__all__ = ["run"]
+__all__ = ["inherit", "run"]
 
 _CHUNK = 256 * 1024
 _HOLD = 0.05
@@ -42,15 +42,21 @@ def run(
     cwd: str,
     failure: type[CommandError] = ExecuteUserScriptError,
     capture: bool = True,
+    here: Callable[[], int] | None = None,
+    processes: object = 1,
+    check: bool = True,
 ) -> None:
-    """Run `command` in `cwd` to its end; raises `failure` for another exit code than 0.
+    """Run `command` in `cwd` to its end; with `check` raises `failure` for another exit code than 0.
+
+    `here` is called in a fork in the command's place. `processes`: ranks a host, from which the hosts of
+    mpirun's lines are guessed (contract: H21).
 
     With `capture` both its streams go to our stdout and their errors into the message; a command that
     can't be started is an ExecuteUserScriptError then. Without, it inherits both, and that is an OSError.
     """
     if capture:
         try:
-            code, output = _captured(command, cwd, log)
+            code, output = _captured(command, cwd, log, processes, here)
         except OSError as error:
             if error.errno == errno.E2BIG:
                 # The SM_* variables are too long, not the command: AWS's toolkit falls over them before
@@ -60,8 +66,8 @@ def run(
         log.info("Waiting for the process to finish and give a return code.")
         log.info(f"Done waiting for a return code. Received {code} from exiting process.")
     else:
-        code, output = _inherited(command, cwd), ""
-    if code:
+        code, output = inherit(command, cwd, here), ""
+    if code and check:
         extra = None
         if code == 137:
             extra = "OutOfMemory: Process killed by SIGKILL (signal 9)"
@@ -70,8 +76,15 @@ def run(
         raise failure(" ".join(command), code, output, extra)
 
 
-def _spawn(command: Sequence[str], cwd: str, actions: list[tuple[int, int, int]]) -> int:
+def _spawn(
+    command: Sequence[str],
+    cwd: str,
+    actions: list[tuple[int, int, int]],
+    here: Callable[[], int] | None,
+) -> int:
     os.chdir(cwd)
+    if here is not None:
+        return _fork(here, actions)
     return os.posix_spawnp(
         command[0],
         list(command),
@@ -82,21 +95,42 @@ def _spawn(command: Sequence[str], cwd: str, actions: list[tuple[int, int, int]]
     )
 
 
-def _inherited(command: Sequence[str], cwd: str) -> int:
-    child = _spawn(command, cwd, [])
+def _fork(here: Callable[[], int], actions: list[tuple[int, int, int]]) -> int:
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for _, fd, number in actions:
+            os.dup2(fd, number)
+        code = here()
+    except BaseException as error:
+        write(2, f"{type(error).__name__}: {error}\n".encode())
+    finally:
+        os._exit(code)
+
+
+def inherit(command: Sequence[str], cwd: str, here: Callable[[], int] | None = None) -> int:
+    """Run `command`, or `here` in a fork, with our own streams; its exit code."""
+    child = _spawn(command, cwd, [], here)
     while True:
         pid, status = os.waitpid(-1, 0)  # as process 1 we reap everybody's orphans
         if pid == child:
             return _code(status)
 
 
-def _captured(command: Sequence[str], cwd: str, log: Log) -> tuple[int, str]:
+def _captured(
+    command: Sequence[str], cwd: str, log: Log, processes: object, here: Callable[[], int] | None
+) -> tuple[int, str]:
     wake = _Wake()
-    streams = [_Stream(), _Stream()]
+    streams = [_Stream(processes), _Stream(processes)]
     child = _spawn(
         command,
         cwd,
         [(os.POSIX_SPAWN_DUP2, stream.inside, fd) for fd, stream in enumerate(streams, start=1)],
+        here,
     )
     for stream in streams:
         stream.started()
@@ -187,8 +221,9 @@ class _Wake:
 class _Stream:
     """One of the command's output streams, passed on to our stdout."""
 
-    def __init__(self) -> None:
+    def __init__(self, processes: object) -> None:
         self.capture = _capture.Capture()
+        self._processes = processes
         self.deadline: float | None = None
         self.fd, self.inside = os.pipe()
         self._held = b""
@@ -256,5 +291,5 @@ class _Stream:
 
     def _pass(self, data: bytes) -> None:
         if data:
-            write(1, data)
+            write(1, _capture.tagged(data, self._processes) if b"<std" in data else data)
             self.capture.feed(data)

@@ -157,8 +157,13 @@ def _run(environment: Environment, launcher: str | None, *, capture: bool, log: 
     shell = environment.shell and capture
     os.environ.update(variables)
     arguments = environment.arguments()
+    if launcher in (_launch.MPI, _launch.DATA_PARALLEL):
+        _run_ranks(environment, launcher, variables, capture=capture, log=log)
+        return
     if launcher == _launch.TORCHRUN:
         words = _launch.torchrun(environment, name, arguments, log)
+    elif launcher == _launch.XLA:
+        words = _launch.xla_spawn(environment, name, arguments, log)
     else:
         words = _entry_point.command(name, arguments, code_dir, shell=shell)
     _log_invocation(environment.properties(), variables, words, log)
@@ -170,7 +175,28 @@ def _run(environment: Environment, launcher: str | None, *, capture: bool, log: 
         log.info("Exceptions not imported for SageMaker TF as Tensorflow is not installed.")
     if shell:
         words = _entry_point.through_shell(words)
-    _process.run(words, log=log, cwd=code_dir, capture=capture)
+    # AWS's runner of torchrun has the two arguments of its `run` in the other order: what is meant to switch
+    # the capture off switches the look at the exit code off, and the job ends well whatever happens.
+    unchecked = launcher == _launch.TORCHRUN and not capture
+    _process.run(words, log=log, cwd=code_dir, capture=capture or unchecked, check=not unchecked)
+
+
+def _run_ranks(
+    environment: Environment, launcher: str, variables: dict[str, str], *, capture: bool, log: Log
+) -> None:
+    """What mpirun starts: from the master, while the other hosts wait for it (contract: H18, H19, H23)."""
+    from . import _mpi
+
+    if environment.current_host != environment.master:
+        _mpi.follow(environment, log=log)
+        return
+    name = _entry_point.validate(environment.entry_point)
+    parallel = launcher == _launch.DATA_PARALLEL
+    command = _mpi.command(
+        environment, name, environment.arguments(), variables, data_parallel=parallel, log=log
+    )
+    _log_invocation(environment.properties(), variables, command.words, log)
+    _mpi.lead(command, environment, capture=capture, log=log)
 
 
 def _log_invocation(

@@ -118,6 +118,8 @@ class DockerEngine:
                 hosts = self._hosts.pop(job_name, [])
             for host in hosts:
                 host.release()
+            for item in containers:
+                self._keep_evidence(item)
             _each(self._remove_container, [item["Id"] for item in containers])
             volumes = self._daemon.client.volumes(filters=self._filters(job_name))["Volumes"] or ()
             _each(self._remove_volume, [item["Name"] for item in volumes])
@@ -293,6 +295,20 @@ class DockerEngine:
         if code not in (126, 127) and re.search(r"\bexec(:|_| )", text):  # Podman keeps no code
             code = 126 if "permission denied" in text else 127
         return ExitStatus(code=code, error=text) if code in (126, 127) else None
+
+    def _keep_evidence(self, container: Mapping[str, Any]) -> None:
+        """See `HostLaunch.evidence`: when it ran, and paths with 0 for modified, 1 for added, 2 for deleted."""
+        path = container["Labels"].get(_launch.EVIDENCE)
+        if path is None or not Path(path).parent.is_dir():
+            return
+        state = self._daemon.client.inspect_container(container["Id"])["State"]
+        changes = self._daemon.client.diff(container["Id"]) or []
+        found = {
+            "started": state["StartedAt"],
+            "finished": state["FinishedAt"],
+            "changes": {item["Path"]: item["Kind"] for item in changes},
+        }
+        Path(path).write_text(json.dumps(found), encoding="utf-8")
 
     def _remove_container(self, container: str) -> None:
         from docker.errors import APIError

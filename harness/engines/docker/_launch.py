@@ -24,6 +24,8 @@ OWN: Final = "harness.own"
 SHARED: Final = "harness.shared"
 """JSON list: directories of the user that the container may write to; only what is new is given back."""
 IMAGE: Final = "harness.image"
+EVIDENCE: Final = "harness.evidence"
+"""See `HostLaunch.evidence`."""
 SINCE: Final = "harness.since"
 """Epoch seconds before which nothing of the job was written."""
 
@@ -140,6 +142,7 @@ def container(
             **labels((launch,), scope=scope, since=since),
             HOST: launch.host,
             SCRATCH: str(launch.scratch),
+            **({EVIDENCE: str(launch.evidence)} if launch.evidence else {}),
         },
         host_config=host_config,
         networking_config=client.create_networking_config(

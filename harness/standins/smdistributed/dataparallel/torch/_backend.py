@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import os
 import socket
@@ -17,30 +18,32 @@ from . import _ranks
 NAME = "smddp"
 
 
-def register() -> None:
-    """Make "smddp" known to torch.distributed; more than once does no harm."""
-    if hasattr(dist.Backend, NAME.upper()):
+def register(name: str = NAME, title: str = "AWS's SMDDP") -> None:
+    """Make `name` known to torch.distributed; more than once does no harm. `title`: what it stands in for."""
+    if hasattr(dist.Backend, name.upper()):
         return
+    told = (name, title)
     if "devices" in inspect.signature(dist.Backend.register_backend).parameters:
         # AWS's backend serves CUDA tensors only. So does this one where there are GPUs, and a script that
         # hands it CPU tensors fails here as it would there; without a GPU, CPU tensors are all there is.
         devices = ["cuda" if torch.cuda.device_count() else "cpu"]
-        dist.Backend.register_backend(NAME, _create, extended_api=True, devices=devices)
+        create = functools.partial(_create, told)
+        dist.Backend.register_backend(name, create, extended_api=True, devices=devices)
     else:
-        dist.Backend.register_backend(NAME, _open)
+        dist.Backend.register_backend(name, functools.partial(_open, told))
 
 
-def _create(options: Any, _backend_options: Any) -> Any:
+def _create(told: tuple[str, str], options: Any, _backend_options: Any) -> Any:
     """Called by torch >= 2 once for each process group."""
-    return _open(options.store, options.group_rank, options.group_size, options.timeout)
+    return _open(told, options.store, options.group_rank, options.group_size, options.timeout)
 
 
-def _open(store: Any, rank: int, size: int, timeout: timedelta) -> Any:
+def _open(told: tuple[str, str], store: Any, rank: int, size: int, timeout: timedelta) -> Any:
     """The process group that does the work; its first rank says in the log which one."""
     local, gpus = _ranks.local_world_size(size), torch.cuda.device_count()
     nccl = gpus >= local and dist.is_nccl_available()
-    if rank == 0:
-        _announce(nccl, size, local, gpus)
+    if rank == 0 and size == max(size, int(os.environ.get("WORLD_SIZE", "1"))):
+        _announce(told, nccl, size, local, gpus)
     if nccl:
         options = dist.ProcessGroupNCCL.Options()
         options._timeout = timeout
@@ -51,7 +54,7 @@ def _open(store: Any, rank: int, size: int, timeout: timedelta) -> Any:
     return dist.ProcessGroupGloo(store, rank, size, gloo)
 
 
-def _announce(nccl: bool, size: int, local: int, gpus: int) -> None:
+def _announce(told: tuple[str, str], nccl: bool, size: int, local: int, gpus: int) -> None:
     of_gpus = f"{gpus} GPU{'s' * (gpus > 1)}"
     if nccl:
         how = f"NCCL on {of_gpus} of this host"
@@ -60,7 +63,7 @@ def _announce(nccl: bool, size: int, local: int, gpus: int) -> None:
     else:
         how = "Gloo on CPU"
     ranks = f"{size} rank{'s' * (size > 1)}"
-    print(f'[harness] "smddp", {ranks}: {how} stands in for AWS\'s SMDDP', file=sys.stderr, flush=True)
+    print(f'[harness] "{told[0]}", {ranks}: {how} stands in for {told[1]}', file=sys.stderr, flush=True)
 
 
 def _gloo_device(size: int, local: int) -> Any:
