@@ -591,7 +591,8 @@ def test_json_is_plain_and_stable(box: Box) -> None:
             "instance_type": "ml.p4d.24xlarge",
             "instance_group": "homogeneousCluster",
             "gpus": 1,
-            "cloud_gpus": 8, "processes": None,
+            "cloud_gpus": 8,
+            "processes": None,
         }
     ]
     assert found["fields"][0] == {
