@@ -41,6 +41,11 @@ def _options() -> list[click.Parameter]:
         click.Argument(["spec"], type=click.Path(path_type=Path), required=False),
         click.Option(["--engine"], type=click.Choice(ENGINES), help="What runs the hosts."),
         click.Option(["--gpus"], metavar="N|all|none|I,J", help="GPUs of this machine to use."),
+        click.Option(
+            ["--ranks"],
+            type=click.Choice(("cloud", "local")),
+            help="Processes of a launcher: as many as in the cloud, or one a GPU here.",
+        ),
         click.Option(["--job-name"], metavar="NAME", help="The exact job name; else one is made."),
         click.Option(
             ["--set", "assignments"],
@@ -49,6 +54,7 @@ def _options() -> list[click.Parameter]:
             help="Override a word of the spec, as in hyperparameters.lr=0.1; may be repeated.",
         ),
         click.Option(["--strict"], is_flag=True, help="Refuse when a field would have no effect here."),
+        click.Option(["--strict-contract"], is_flag=True, help="Turn on what exposes common bugs."),
         click.Option(["--offline"], is_flag=True, help="Never talk to real S3."),
         click.Option(["--warm/--no-warm"], default=None, help="Keep the hosts prepared for the next run."),
         click.Option(
@@ -118,6 +124,7 @@ def _run(words: Sequence[str], cell: str | None) -> Job | None:
         **given,
         "gpus": int(gpus) if gpus is not None and gpus.isdecimal() else gpus,
         "strict": given["strict"] or None,
+        "strict_contract": given["strict_contract"] or None,
         "offline": given["offline"] or None,
     }
     with interruptible() as interrupts:

@@ -10,7 +10,7 @@ import pytest
 from harness import contract
 from harness.engines.sandbox import _devices
 from harness.errors import InternalServerError
-from harness.lifecycle import _supervisor, describe
+from harness.lifecycle import _outcome, describe
 from harness.spec import compile_table
 from harness.store import JobRecord, StopRequest
 from harness.telemetry import stream_name
@@ -27,9 +27,9 @@ def enumeration(name: str) -> set[str]:
 
 def test_every_state_of_a_job_is_one_of_aws() -> None:  # contract: G1, G2
     ends = [
-        _supervisor._COMPLETED,
-        *_supervisor._STOPPED.values(),
-        _supervisor._failed(InternalServerError("x")),
+        _outcome.COMPLETED,
+        *_outcome.STOPPED.values(),
+        _outcome.failed_by(InternalServerError("x")),
     ]
     assert {end.status for end in ends} == {"Completed", "Stopped", "Failed"}
     assert {end.status for end in ends} | {"InProgress", "Stopping"} <= enumeration("TrainingJobStatus")
