@@ -103,6 +103,7 @@ def strict_json(text: str) -> Any:
     return json.loads(text, parse_constant=refuse)
 
 
+MLFLOW = "arn:aws:sagemaker:us-east-1:111122223333:mlflow-app/app-A"
 COMMANDS: dict[str, tuple[int, list[str]]] = {
     "run": (0, ["run", "SPEC", "--job-name", "another"]),
     "run, failed": (1, ["run", "SPEC", "--job-name", "failing", "--set", "hyperparameters.code=1"]),
@@ -111,7 +112,7 @@ COMMANDS: dict[str, tuple[int, list[str]]] = {
     "run, unknown option": (2, ["run", "SPEC", "--nonsense"]),
     "detach": (0, ["run", "SPEC", "--job-name", "detached", "--detach"]),
     "plan": (0, ["plan", "SPEC"]),
-    "plan, strict": (2, ["plan", "SPEC", "--strict", "--set", "distribution.mpi.enabled=true"]),
+    "plan, strict": (2, ["plan", "SPEC", "--strict", "--set", f"MlflowConfig.MlflowResourceArn={MLFLOW}"]),
     "jobs": (0, ["jobs"]),
     "jobs, none": (0, ["jobs", "--name-contains", "nothing"]),
     "describe": (0, ["describe", "JOB"]),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
 import subprocess
 import sys
 import uuid
@@ -129,6 +132,26 @@ def test_a_killed_rank(tmp_path: Path) -> None:  # contract: G14, H25
     assert end.code == 1
     assert "ExitCode 137" in end.failure
     assert "OutOfMemory: Process killed by SIGKILL" in end.failure
+
+
+def test_a_killed_starter(tmp_path: Path) -> None:  # contract: H19, H25
+    """As when orted is killed: its ranks live on, but the job ends."""
+    script = (
+        "import os, signal, time\n"
+        "open(f'{os.environ[\"PLACE\"]}/{os.getpid()}', 'w').close()\n"
+        "if os.environ['OMPI_COMM_WORLD_RANK'] == '1': os.kill(os.getppid(), signal.SIGKILL)\n"
+        "time.sleep(100)\n"
+    )
+    place = tmp_path / "pids"
+    place.mkdir()
+    try:
+        ends = run(tmp_path, 2, script, ON["mpi"], PLACE=str(place))
+    finally:
+        for path in place.iterdir():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(path.name), signal.SIGKILL)
+    assert [end.code for end in ends] == [1, 0]
+    assert "rank 1 on algo-2, exit code 137" in ends[0].log + ends[0].out
 
 
 def test_more_ranks_than_slots(tmp_path: Path) -> None:  # contract: H18

@@ -33,6 +33,8 @@ _CONNECT_LIMIT = 3600.0
 """Seconds that the master waits for a host (contract: H18)."""
 _KILL_AFTER = 1.0
 """Seconds between SIGTERM and SIGKILL for ranks that are ended because of another one."""
+_GRACE = 1.0
+"""Seconds that the ranks' last children get to end their output after them."""
 _HOLD = 0.05
 """Seconds that the beginning of a line waits for its end."""
 _LENGTH = struct.Struct("<I")
@@ -242,6 +244,8 @@ class _Leader:
         """The host of each rank."""
         self._failed: tuple[int, int] | None = None
         """Rank and exit code of the first that failed."""
+        self._leave: float | None = None
+        """When to stop listening to what the ranks left behind."""
 
     def run(self) -> int:
         """The exit code of the whole."""
@@ -285,6 +289,12 @@ class _Leader:
             for line in self._lines.values():
                 if line.deadline is not None and line.deadline <= now:
                     line.flush()
+            if self._leave is not None and self._leave <= now:
+                break  # what a rank left behind, or a rank whose starter was killed, holds its output open
+            if not self._running and self._leave is None:
+                self._leave = now + _GRACE
+        for line in self._lines.values():
+            line.flush()
         for sock in self._starters.values():
             sock.close()
         if self._failed is None:
@@ -300,6 +310,8 @@ class _Leader:
 
     def _patience(self) -> float | None:
         waiting = [line.deadline for line in self._lines.values() if line.deadline is not None]
+        if self._leave is not None:
+            waiting.append(self._leave)
         return max(0.0, min(waiting) - time.monotonic()) * 1000 + 1 if waiting else None
 
     def _connect(self, name: str, address: str) -> socket.socket | None:
