@@ -207,7 +207,7 @@ def places(warm: Path) -> list[Place]:
     """The sets of that directory. What was never finished of one is removed, and what is left of one that was
     being removed."""
     found = []
-    with contextlib.suppress(FileNotFoundError), os.scandir(warm) as entries:
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(warm) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
             place = Place(Path(entry.path))
             if not entry.name.startswith(".") and place.there():

@@ -10,7 +10,7 @@ _DEEP = 100
 
 
 def remove_tree(path: str) -> None:
-    """Remove `path` and all below it; nothing when it isn't there.
+    """Remove `path` and all below it; nothing when it isn't there, or another process removes it meanwhile.
 
     overlayfs leaves a directory of mode 000 in its work directory, and a script can leave such as well:
     their owner may change that first. A script's tree can be deeper than a path may be long: what lies deep
@@ -19,16 +19,19 @@ def remove_tree(path: str) -> None:
     """
     try:
         mode = os.lstat(path).st_mode
+        if not stat.S_ISDIR(mode):
+            os.unlink(path)
+            return
+        _make_writable(path)
+        while entries := _entries(path):
+            for entry in entries:
+                try:
+                    _remove(entry, path, 1)
+                except FileNotFoundError:
+                    pass  # the next round sees what is left
+        os.rmdir(path)
     except FileNotFoundError:
-        return
-    if not stat.S_ISDIR(mode):
-        os.unlink(path)
-        return
-    _make_writable(path)
-    while entries := _entries(path):
-        for entry in entries:
-            _remove(entry, path, 1)
-    os.rmdir(path)
+        pass
 
 
 def _remove(entry: os.DirEntry[str], top: str, depth: int) -> None:
