@@ -305,7 +305,10 @@ def test_follow_sees_everything_in_order(jobs: Jobs) -> None:
         reader.start()
         jobs.store.transition("job-1", "Downloading", "Downloading")
         jobs.store.set_progress("job-1", Progress(what="staging", done=1, total=2))
-        time.sleep(0.05)
+        deadline = time.monotonic() + 10
+        while not any(isinstance(event, following.Tick) and event.progress for event in list(events)):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
         jobs.train("job-1", 2)
         for number in range(100):
             jobs.say("job-1", f"algo-{number % 2 + 1}", f"{number}\n")
